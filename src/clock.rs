@@ -1,0 +1,123 @@
+//! What time it is, as a value and as a seam.
+//! Everything that depends on time takes a [`Timestamp`]; only the composition root chooses the [`Clock`].
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use minicbor::{Decode, Encode};
+
+/// An instant, in whole milliseconds since the Unix epoch.
+///
+/// Arithmetic saturates: hostile lifetimes such as `1e18` seconds end at the last representable instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Timestamp(#[n(0)] u64);
+
+impl Timestamp {
+    /// An instant later than every other.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The instant `millis` milliseconds after the epoch.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// The instant `seconds` seconds after the epoch.
+    #[must_use]
+    pub const fn from_seconds(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// Milliseconds since the epoch.
+    #[must_use]
+    pub const fn millis(self) -> u64 {
+        self.0
+    }
+
+    /// Whole seconds since the epoch.
+    #[must_use]
+    pub const fn seconds(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// The instant `duration` later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(whole_millis(duration)))
+    }
+
+    /// The instant `duration` earlier.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(whole_millis(duration)))
+    }
+
+    /// How long after `earlier` this instant is; zero when it is not.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.seconds())
+    }
+}
+
+fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells the time.
+pub trait Clock: Send + Sync + 'static {
+    /// The present instant.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's wall clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+    fn now(&self) -> Timestamp {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(whole_millis(elapsed))
+    }
+}
+
+/// The machine's clock, moved forward by hand: tests age a session without waiting for it.
+#[derive(Debug, Default)]
+pub struct ShiftedClock {
+    ahead_millis: AtomicU64,
+}
+
+impl ShiftedClock {
+    /// Moves the clock `duration` forward.
+    pub fn advance(&self, duration: Duration) {
+        self.ahead_millis.fetch_add(whole_millis(duration), Ordering::Relaxed);
+    }
+}
+
+impl Clock for ShiftedClock {
+    fn now(&self) -> Timestamp {
+        let ahead = Duration::from_millis(self.ahead_millis.load(Ordering::Relaxed));
+        SystemClock.now().after(ahead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_saturates_at_both_ends() {
+        let century = Duration::from_secs(u64::MAX);
+        assert_eq!(Timestamp::from_seconds(5).after(century), Timestamp::NEVER);
+        assert_eq!(Timestamp::from_seconds(5).before(century), Timestamp::default());
+        assert_eq!(Timestamp::from_seconds(5).since(Timestamp::from_seconds(9)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,131 @@
+//! What types alone cannot say of a configuration: values that contradict each other or cannot work.
+//! Pure: reads no file and opens no socket.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::Config;
+use super::sections::{
+    CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, SealSection, StoreKind, TenantSection,
+};
+
+/// Every contradiction, as key and message.
+pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut fault = |key: &str, message: &str| found.push((key.to_owned(), message.to_owned()));
+    if config.tenants.is_empty() {
+        fault("tenants", "expected at least one tenant");
+    }
+    if !is_base_url(&config.upstream.base_url) {
+        fault("upstream.base_url", "expected http:// or https://, a host, perhaps a port, and no path");
+    }
+    if config.listen.threads == 0 {
+        fault("listen.threads", "expected 1 or more");
+    }
+    if !(0.01..=0.9).contains(&config.refresh.margin) {
+        fault("refresh.margin", "expected a share from 0.01 to 0.9");
+    }
+    if config.identity.timeout.is_zero() {
+        fault("identity.timeout", "expected more than nothing");
+    }
+    if config.hot_cache.hot_grace < config.hot_cache.revalidate_after {
+        fault("hot_cache.hot_grace", "expected no less than hot_cache.revalidate_after");
+    }
+    if config.listen.public == config.admin.listen && config.admin.listen.port() != 0 {
+        fault("admin.listen", "expected another address than listen.public");
+    }
+    check_cookie(config, &config.cookie, &mut fault);
+    if config.store.kind == StoreKind::Redis {
+        match &config.store.redis.url {
+            None => fault("store.redis.url", "needed by store.kind: redis"),
+            Some(url) if !["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme)) => {
+                fault("store.redis.url", "expected redis:// or rediss://");
+            }
+            Some(_) => {}
+        }
+        check_seal(&config.store.seal, &mut fault);
+    }
+    for (tenant, section) in &config.tenants {
+        check_tenant(section, &mut |key, message| fault(&format!("tenants.{tenant}.{key}"), message));
+    }
+    found
+}
+
+/// Scheme, host and perhaps a port. An empty host would switch certificate checks off, so it is no URL here.
+fn is_base_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.and_then(|rest| rest.parse::<http::uri::Authority>().ok())
+        .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+}
+
+fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(&str, &str)) {
+    if cookie.insecure_loopback && !config.listen.public.ip().is_loopback() {
+        fault("cookie.insecure_loopback", "expected only where listen.public is a loopback address");
+    }
+    if cookie.insecure_loopback && cookie.same_site == SameSite::None {
+        fault("cookie.same_site", "`none` needs a Secure cookie: browsers drop it otherwise");
+    }
+}
+
+fn check_seal(seal: &SealSection, fault: &mut impl FnMut(&str, &str)) {
+    if !seal.keys.iter().any(|key| key.id == seal.active) {
+        fault("store.seal.active", "expected the id of one of store.seal.keys");
+    }
+    for (index, key) in seal.keys.iter().enumerate() {
+        let well_formed = (1..=16).contains(&key.id.len())
+            && key.id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+        if !well_formed {
+            fault(&format!("store.seal.keys.{index}.id"), "expected 1 to 16 letters, digits, dots and dashes");
+        }
+        if seal.keys[..index].iter().any(|earlier| earlier.id == key.id) {
+            fault(&format!("store.seal.keys.{index}.id"), "stands twice");
+        }
+        let bytes = key.secret.as_ref().and_then(|secret| STANDARD.decode(secret.expose()).ok());
+        if bytes.is_none_or(|bytes| bytes.len() != 32) {
+            fault(&format!("store.seal.keys.{index}.secret"), "expected 32 bytes in base64 (openssl rand -base64 32)");
+        }
+    }
+}
+
+fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
+    let client_id = tenant.client_id.as_str();
+    if client_id.is_empty() || client_id.len() > 256 || !client_id.bytes().all(|b| b.is_ascii_graphic()) {
+        fault("client_id", "expected the tenant's storefront key");
+    }
+    for origin in &tenant.origins {
+        let exact = is_base_url(origin) && *origin == origin.to_lowercase();
+        if !exact {
+            fault("origins", "expected exact origins such as https://shop.example.com");
+        }
+    }
+    for host in &tenant.hosts {
+        if host.is_empty() || *host != host.to_lowercase() || host.contains(['/', '@', ' ']) {
+            fault("hosts", "expected lowercase host names");
+        }
+    }
+    let saas = &tenant.saas_token;
+    match saas.mode {
+        SaasTokenMode::Hs256 if saas.secret.as_ref().is_none_or(|secret| secret.expose().is_empty()) => {
+            fault("saas_token.secret", "needed by saas_token.mode: hs256");
+        }
+        SaasTokenMode::Jwks if saas.jwks_file.is_some() == saas.jwks_url.is_some() => {
+            fault("saas_token.jwks_url", "saas_token.mode: jwks needs either jwks_file or jwks_url");
+        }
+        _ => {}
+    }
+    let symmetric = saas.algorithms.contains(&SaasAlgorithm::HS256);
+    let asymmetric = saas.algorithms.iter().any(|algorithm| *algorithm != SaasAlgorithm::HS256);
+    if (saas.mode == SaasTokenMode::Jwks && symmetric) || (saas.mode == SaasTokenMode::Hs256 && asymmetric) {
+        fault("saas_token.algorithms", "expected algorithms of the mode's own family");
+    }
+    if saas.jwks_url.as_deref().is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://127.0.0.1"))
+    {
+        fault("saas_token.jwks_url", "expected https://");
+    }
+    if saas.expose && !saas.accept {
+        fault("saas_token.expose", "expected only together with saas_token.accept");
+    }
+    if tenant.foreign_bearer.mode == ForeignBearerMode::Adopt && tenant.foreign_bearer.until.is_none() {
+        fault("foreign_bearer.until", "adopt needs an end, such as 2027-01-31T00:00:00Z");
+    }
+}

@@ -1,0 +1,254 @@
+//! Loads the configuration: one YAML file, overlaid by the environment, secrets from files where asked.
+//! Every fault is reported at once, each with its place, its key and what is accepted there.
+
+pub mod routes;
+pub mod secret;
+pub mod sections;
+
+mod check;
+mod tree;
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{Error as _, IntoDeserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+pub use secret::Secret;
+pub use sections::*;
+
+use crate::session::TenantId;
+use tree::{Origin, Tree};
+
+/// Environment variables with this prefix override the file: `EMPORIX_GATEWAY__STORE__KIND=redis`.
+pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
+
+/// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
+const SECRET_PATHS: [&str; 4] =
+    ["tenants.*.saas_token.secret", "store.redis.url", "store.redis.password", "store.seal.keys.*.secret"];
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    origin: Option<Origin>,
+    key: String,
+    message: String,
+}
+
+impl Fault {
+    fn at(origin: Option<Origin>, key: &str, message: String) -> Self {
+        Self { origin, key: key.to_owned(), message }
+    }
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Faults {
+    file: String,
+    faults: Vec<Fault>,
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.faults.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            match &fault.origin {
+                Some(Origin::File { line, column }) => write!(f, "{}:{line}:{column}: ", self.file)?,
+                Some(Origin::Environment(name)) => write!(f, "environment {name}: ")?,
+                None => write!(f, "{}: ", self.file)?,
+            }
+            if !fault.key.is_empty() {
+                write!(f, "{}: ", fault.key)?;
+            }
+            write!(f, "{}", fault.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// Loads `file`, overlaid by `environment` (names and values).
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Faults> {
+    let name = file.display().to_string();
+    match std::fs::read_to_string(file) {
+        Ok(text) => parse(&name, &text, environment),
+        Err(error) => Err(Faults { file: name, faults: vec![Fault::at(None, "", format!("cannot be read: {error}"))] }),
+    }
+}
+
+/// Parses the text of the file `name`, overlaid by `environment`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(name: &str, text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Faults> {
+    let failed = |faults| Faults { file: name.to_owned(), faults };
+    let mut tree = Tree::parse(text).map_err(|fault| failed(vec![fault]))?;
+    overlay(&mut tree, environment);
+    let mut faults = read_secret_files(&mut tree);
+    let config = deserialize(&mut tree, &mut faults);
+    if let Some(config) = &config {
+        faults.extend(check::faults(config).into_iter().map(|(key, message)| {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            Fault::at(tree.origin(&path), &key, message)
+        }));
+    }
+    match config {
+        Some(config) if faults.is_empty() => Ok(config),
+        _ => Err(failed(faults)),
+    }
+}
+
+fn overlay(tree: &mut Tree, environment: impl Iterator<Item = (String, String)>) {
+    for (name, value) in environment {
+        let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        let value = if value.starts_with(['[', '{']) {
+            serde_json::from_str(&value).unwrap_or(Value::String(value))
+        } else {
+            tree::plain_scalar(&value)
+        };
+        tree.set(&path, value, Origin::Environment(name));
+    }
+}
+
+/// Puts the content of each `<secret>_file` in the place of its secret.
+fn read_secret_files(tree: &mut Tree) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let named: Vec<Vec<String>> = tree.origins.keys().filter(|path| is_secret_file(path)).cloned().collect();
+    for path in named {
+        let origin = tree.origin(&path);
+        let Some(Value::String(file)) = tree.remove(&path) else { continue };
+        match std::fs::read_to_string(&file) {
+            Ok(text) => {
+                let mut target = path.clone();
+                if let Some(key) = target.last_mut() {
+                    key.truncate(key.len() - "_file".len());
+                }
+                tree.set(&target, Value::String(text.trim_end().to_owned()), Origin::Environment(file));
+                if let Some(origin) = origin {
+                    tree.origins.insert(target, origin);
+                }
+            }
+            Err(error) => faults.push(Fault::at(origin, &path.join("."), format!("cannot read {file}: {error}"))),
+        }
+    }
+    faults
+}
+
+fn is_secret_file(path: &[String]) -> bool {
+    SECRET_PATHS.iter().any(|pattern| {
+        let pattern: Vec<&str> = pattern.split('.').collect();
+        pattern.len() == path.len()
+            && pattern.iter().zip(path).enumerate().all(|(index, (expected, segment))| {
+                let last = index + 1 == pattern.len();
+                if last {
+                    segment.strip_suffix("_file") == Some(*expected)
+                } else {
+                    *expected == "*" || expected == segment
+                }
+            })
+    })
+}
+
+/// Deserializes, and for each fault takes the faulty value out and tries again, so that all are found.
+fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
+    const MOST_FAULTS: usize = 50;
+    while faults.len() < MOST_FAULTS {
+        let error = match serde_path_to_error::deserialize::<_, Config>(tree.root.clone().into_deserializer()) {
+            Ok(config) => return Some(config),
+            Err(error) => error,
+        };
+        let path: Vec<String> = segments(error.path());
+        faults.push(Fault::at(tree.origin(&path), &path.join("."), error.inner().to_string()));
+        tree.remove(&path)?;
+    }
+    None
+}
+
+fn segments(path: &serde_path_to_error::Path) -> Vec<String> {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .map(|segment| match segment {
+            Segment::Seq { index } => index.to_string(),
+            Segment::Map { key } => key.clone(),
+            Segment::Enum { variant } => variant.clone(),
+            Segment::Unknown => "?".to_owned(),
+        })
+        .collect()
+}
+
+impl<'de> Deserialize<'de> for TenantId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| {
+            D::Error::custom(format!("`{text}` is no tenant name: 3 to 16 lowercase letters and digits, letter first"))
+        })
+    }
+}
+
+impl Serialize for TenantId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults_of(text: &str) -> String {
+        parse("gateway.yaml", text, std::iter::empty()).expect_err("the text is faulty").to_string()
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_once_with_its_place_and_what_is_accepted() {
+        let text = "listen:\n  public: nowhere\n  colour: red\nstore:\n  kind: mongo\ntenants:\n  acme:\n    client_id: x\n    transport: pigeon\n";
+        let shown = faults_of(text);
+        for expected in [
+            "gateway.yaml:2:3: listen.public: ",
+            "gateway.yaml:3:3: listen.colour: unknown field `colour`, expected one of `public`",
+            "gateway.yaml:5:3: store.kind: unknown variant `mongo`, expected `memory` or `redis`",
+            "gateway.yaml:9:5: tenants.acme.transport: unknown variant `pigeon`",
+        ] {
+            assert!(shown.contains(expected), "{expected}\nin\n{shown}");
+        }
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let environment = [("EMPORIX_GATEWAY__LISTEN__THREADS".to_owned(), "7".to_owned())];
+        let text = "tenants:\n  acme:\n    client_id: x\nlisten:\n  threads: 2\n";
+        let config = parse("f", text, environment.into_iter()).unwrap();
+        assert_eq!(config.listen.threads, 7);
+        let environment = [("EMPORIX_GATEWAY__LISTEN__THREADS".to_owned(), "many".to_owned())];
+        let shown = parse("f", text, environment.into_iter()).unwrap_err().to_string();
+        assert!(
+            shown.starts_with("environment EMPORIX_GATEWAY__LISTEN__THREADS: listen.threads: invalid type"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_are_never_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("passphrase");
+        std::fs::write(&file, "hush-hush\n").unwrap();
+        let text = format!(
+            "tenants:\n  acme:\n    client_id: x\n    saas_token:\n      mode: hs256\n      secret_file: {}\n",
+            file.display()
+        );
+        let config = parse("f", &text, std::iter::empty()).unwrap();
+        let secret = config.tenants.values().next().unwrap().saas_token.secret.clone().unwrap();
+        assert_eq!(secret.expose(), "hush-hush");
+        let printed = serde_saphyr::to_string(&config).unwrap();
+        assert!(!printed.contains("hush-hush") && !format!("{config:?}").contains("hush-hush"));
+        assert!(faults_of(&text.replace("passphrase", "missing")).contains("cannot read"));
+    }
+}

@@ -1,0 +1,280 @@
+//! Reads a token answer of Emporix into tokens, clocks and the few fields that clients may see.
+//! Whatever it does not know for harmless stays behind.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::{IdentityError, Refusal, RefusedField};
+use crate::clock::Timestamp;
+use crate::session::{SaasToken, Token, TokenSet};
+
+/// Fields of an answer that are no secret, as Emporix spelled and typed them.
+pub type Fields = Map<String, Value>;
+
+/// How Emporix typed the lifetimes of an answer; the gateway's own answer follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NumberForm {
+    /// `"expires_in": 3599`
+    #[default]
+    Number,
+    /// `"expires_in": "3599"`
+    Text,
+}
+
+/// What a token call brought.
+#[derive(Debug)]
+pub struct Issued {
+    /// The tokens, with their clocks.
+    pub tokens: TokenSet,
+    /// The `saas_token` as it came, not yet verified.
+    pub unverified_saas: Option<Token>,
+    /// Emporix' id of the visit.
+    pub session_id: Option<String>,
+    /// Non-secret fields.
+    pub fields: Fields,
+    /// How lifetimes were typed.
+    pub number_form: NumberForm,
+}
+
+/// Fields that never pass, in any spelling: tokens, and what names a token.
+const SECRET_FIELDS: [&str; 12] = [
+    "access_token",
+    "accessToken",
+    "refresh_token",
+    "refreshToken",
+    "saas_token",
+    "saasToken",
+    "social_access_token",
+    "social_id_token",
+    "subject_access_token",
+    "subjectAccessToken",
+    "id_token",
+    "idToken",
+];
+
+/// Fields that the gateway writes itself.
+const REWRITTEN_FIELDS: [&str; 4] = ["expires_in", "expiresIn", "refresh_token_expires_in", "refreshTokenExpiresIn"];
+
+/// Fields known to be harmless, whose text passes as it is.
+const HARMLESS_FIELDS: [&str; 6] =
+    ["token_type", "session_id", "sessionId", "scope", "session_idle_time", "initialPassword"];
+
+impl Issued {
+    /// Reads a token answer that came at `now`.
+    ///
+    /// # Errors
+    /// [`IdentityError::Unreadable`] when it is no JSON object with an access token and a life time.
+    pub fn read(body: &[u8], now: Timestamp) -> Result<Self, IdentityError> {
+        let Ok(Value::Object(answer)) = serde_json::from_slice(body) else {
+            return Err(IdentityError::Unreadable("no JSON object"));
+        };
+        let access =
+            token(&answer, "access_token", "accessToken")?.ok_or(IdentityError::Unreadable("no access token"))?;
+        let refresh = token(&answer, "refresh_token", "refreshToken")?;
+        let expires_in = answer.get("expires_in").or_else(|| answer.get("expiresIn"));
+        let number_form = match expires_in {
+            Some(Value::String(_)) => NumberForm::Text,
+            _ => NumberForm::Number,
+        };
+        let access_life = lifetime(expires_in).ok_or(IdentityError::Unreadable("no life time"))?;
+        let refresh_expires_in = answer.get("refresh_token_expires_in").or_else(|| answer.get("refreshTokenExpiresIn"));
+        let refresh_life = lifetime(refresh_expires_in).unwrap_or_default();
+        Ok(Self {
+            tokens: TokenSet {
+                access,
+                access_expires_at: now.after(access_life),
+                refresh,
+                refresh_expires_at: now.after(refresh_life),
+                issued_at: now,
+                saas: None,
+            },
+            unverified_saas: token(&answer, "saas_token", "saasToken")?,
+            session_id: session_id(&answer),
+            fields: answer.into_iter().filter(|(name, value)| may_pass(name, value)).collect(),
+            number_form,
+        })
+    }
+
+    /// Keeps the `saas_token` beside the tokens it came with.
+    #[must_use]
+    pub fn with_saas(mut self, saas: Option<SaasToken>) -> Self {
+        self.tokens.saas = saas;
+        self
+    }
+}
+
+fn token(answer: &Map<String, Value>, snake: &str, camel: &str) -> Result<Option<Token>, IdentityError> {
+    match answer.get(snake).or_else(|| answer.get(camel)) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) => {
+            Token::parse(text).map(Some).ok_or(IdentityError::Unreadable("a token that is none"))
+        }
+        Some(_) => Err(IdentityError::Unreadable("a token that is no text")),
+    }
+}
+
+/// Emporix types lifetimes as numbers or as text; negative and unreadable ones are over at once.
+fn lifetime(value: Option<&Value>) -> Option<Duration> {
+    let seconds = match value? {
+        Value::Number(number) => number.as_u64().or_else(|| number.as_f64().map(saturated))?,
+        Value::String(text) => text.trim().parse::<f64>().ok().map(saturated)?,
+        _ => return None,
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate, as wanted here")]
+fn saturated(seconds: f64) -> u64 {
+    seconds as u64
+}
+
+fn session_id(answer: &Map<String, Value>) -> Option<String> {
+    let id = answer.get("session_id").or_else(|| answer.get("sessionId"))?.as_str()?;
+    is_identifier(id).then(|| id.to_owned())
+}
+
+/// Whether `text` is fit for an identifier: 1 to 128 letters, digits and `-_.:`.
+#[must_use]
+pub fn is_identifier(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+}
+
+fn may_pass(name: &str, value: &Value) -> bool {
+    if SECRET_FIELDS.contains(&name) || REWRITTEN_FIELDS.contains(&name) || name.starts_with("social_") {
+        return false;
+    }
+    match value {
+        Value::Number(_) | Value::Bool(_) => true,
+        Value::String(text) if HARMLESS_FIELDS.contains(&name) => text.len() <= 1_024,
+        Value::String(text) => is_plain_words(text),
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+/// Words a person would say, too short to hide a token: letters and spaces, 20 at most.
+fn is_plain_words(text: &str) -> bool {
+    text.len() <= 20 && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b' ' || b == b'_')
+}
+
+/// Reads an error answer of Emporix.
+#[must_use]
+pub fn read_error(status: u16, retry_after: Option<u64>, body: &[u8]) -> IdentityError {
+    if status == 401 && is_expiry_fault(body) {
+        return IdentityError::AuthorizerRefused;
+    }
+    match status {
+        429 => IdentityError::RateLimited { retry_after },
+        408 => IdentityError::Unavailable("request timeout"),
+        400..=499 => IdentityError::Refused(Box::new(refusal(status, body))),
+        _ => IdentityError::Unavailable("server error"),
+    }
+}
+
+/// Whether a 401's body is the shape that alone means "token over" (and not "wrong password" or "cart closed").
+#[must_use]
+pub fn is_expiry_fault(body: &[u8]) -> bool {
+    const CODES: [&str; 3] = [
+        "oauth.v2.InvalidAccessToken",
+        "keymanagement.service.access_token_expired",
+        "keymanagement.service.invalid_access_token",
+    ];
+    serde_json::from_slice::<Value>(body).is_ok_and(|body| {
+        let code = body.pointer("/fault/detail/errorcode").and_then(Value::as_str);
+        code.is_some_and(|code| CODES.contains(&code))
+    })
+}
+
+fn refusal(status: u16, body: &[u8]) -> Refusal {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let sentence = |value: Option<&Value>| {
+        let text = value?.as_str()?;
+        (text.len() <= 300).then(|| text.to_owned())
+    };
+    let details = body.get("details").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    Refusal {
+        status,
+        kind: sentence(body.get("type")).filter(|kind| is_plain_words(kind)),
+        message: sentence(body.get("message")).or_else(|| sentence(body.pointer("/fault/faultstring"))),
+        details: details
+            .iter()
+            .take(20)
+            .map(|detail| RefusedField {
+                field: sentence(detail.get("field")),
+                message: sentence(detail.get("message")),
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000);
+
+    fn read(answer: &Value) -> Result<Issued, IdentityError> {
+        Issued::read(answer.to_string().as_bytes(), NOW)
+    }
+
+    #[test]
+    fn lifetimes_may_be_text_and_the_form_is_remembered() {
+        let social = serde_json::json!({
+            "access_token": "a", "refresh_token": "r", "expires_in": "2591999", "refresh_token_expires_in": "86399"
+        });
+        let issued = read(&social).unwrap();
+        assert_eq!(issued.number_form, NumberForm::Text);
+        assert_eq!(issued.tokens.refresh_expires_at, NOW.after(Duration::from_secs(86_399)));
+    }
+
+    #[test]
+    fn hostile_lifetimes_saturate() {
+        for (life, expected) in [
+            (serde_json::json!(1e18), Timestamp::NEVER),
+            (serde_json::json!(-1), NOW),
+            (serde_json::json!("-1"), NOW),
+            (serde_json::json!(0), NOW),
+        ] {
+            let issued = read(&serde_json::json!({"access_token": "a", "expires_in": life})).unwrap();
+            assert_eq!(issued.tokens.access_expires_at, expected);
+        }
+    }
+
+    #[test]
+    fn only_harmless_fields_pass() {
+        let issued = read(&serde_json::json!({
+            "access_token": "a", "expires_in": 1, "saas_token": "s", "social_access_token": "jwt",
+            "subject_access_token": "jwt", "initialPassword": false, "session_id": "6d4d4d5e-04b9",
+            "scope": "tenant=acme", "session_idle_time": 120, "mood": "all good",
+            "device_secret": "tpYgJPZqddEQ2zwfzNtx79noBP65", "nested": {"token": "x"}
+        }))
+        .unwrap();
+        let mut passed: Vec<&str> = issued.fields.keys().map(String::as_str).collect();
+        passed.sort_unstable();
+        assert_eq!(passed, ["initialPassword", "mood", "scope", "session_id", "session_idle_time"]);
+    }
+
+    #[test]
+    fn an_answer_without_a_usable_token_is_unreadable() {
+        for answer in [
+            serde_json::json!([]),
+            serde_json::json!({}),
+            serde_json::json!({"access_token": "two words", "expires_in": 1}),
+            serde_json::json!({"access_token": 7, "expires_in": 1}),
+            serde_json::json!({"access_token": "a"}),
+        ] {
+            assert!(matches!(read(&answer), Err(IdentityError::Unreadable(_))), "{answer}");
+        }
+    }
+
+    #[test]
+    fn only_the_fault_shape_means_that_a_token_is_over() {
+        let fault =
+            br#"{"fault":{"faultstring":"x","detail":{"errorcode":"keymanagement.service.access_token_expired"}}}"#;
+        assert!(matches!(read_error(401, None, fault), IdentityError::AuthorizerRefused));
+        for other in [&br#"{"status":401,"message":"Saas TOKEN is invalid"}"#[..], b"<html>", b""] {
+            assert!(matches!(read_error(401, None, other), IdentityError::Refused(_)));
+        }
+    }
+}

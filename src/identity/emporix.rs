@@ -1,0 +1,284 @@
+//! Emporix' token endpoints, spoken over HTTP. Each call is made once: nothing repeats, redirects or decompresses.
+//! Secrets travel in these URLs, so no URL of this file is ever logged or put into an error.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Client, Method, Response, StatusCode, Url};
+use serde_json::Value;
+
+use super::answer::{is_identifier, read_error};
+use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued};
+use crate::clock::Clock;
+use crate::session::{SiteContext, TenantId, Token};
+use crate::telemetry::{CallOutcome, EmporixCall, Metrics};
+
+/// Largest answer of a token endpoint that is read, in bytes.
+const MOST_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Speaks to Emporix.
+pub struct Emporix {
+    client: Client,
+    base: Url,
+    client_ids: HashMap<TenantId, String>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// The HTTP client of token calls: pooled, bounded, no redirects, no proxy from the environment, no repetition.
+///
+/// # Errors
+/// When the system offers no certificates to trust.
+pub fn client(timeout: Duration) -> reqwest::Result<Client> {
+    Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never().max_retries_per_request(0))
+        .http1_only()
+        .timeout(timeout)
+        .connect_timeout(timeout)
+        .pool_idle_timeout(Duration::from_secs(20))
+        .pool_max_idle_per_host(64)
+        .user_agent(concat!("emporix-gateway/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+impl Emporix {
+    /// Emporix at `base_url`, with each tenant's `client_id`.
+    ///
+    /// # Errors
+    /// When `base_url` is no URL.
+    pub fn new(
+        client: Client,
+        base_url: &str,
+        client_ids: HashMap<TenantId, String>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, url::ParseError> {
+        Ok(Self { client, base: Url::parse(base_url)?, client_ids, clock, metrics })
+    }
+
+    fn url<'q>(&self, path: &[&str], query: impl IntoIterator<Item = (&'q str, Option<&'q str>)>) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.clear().extend(path);
+        }
+        let mut pairs = url.query_pairs_mut();
+        for (name, value) in query {
+            if let Some(value) = value {
+                pairs.append_pair(name, value);
+            }
+        }
+        drop(pairs);
+        if url.query() == Some("") {
+            url.set_query(None);
+        }
+        url
+    }
+
+    fn client_id(&self, tenant: &TenantId) -> Option<&str> {
+        self.client_ids.get(tenant).map(String::as_str)
+    }
+
+    /// Makes the call once and reads its whole answer.
+    async fn call(&self, call: EmporixCall, request: Call<'_>) -> Result<Vec<u8>, IdentityError> {
+        let started = Instant::now();
+        let answer = self.exchange(request).await;
+        self.metrics.emporix_seconds.record(call, started.elapsed());
+        let outcome = match &answer {
+            Ok(_) => CallOutcome::Success,
+            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => CallOutcome::Refused,
+            Err(IdentityError::Unknown(_) | IdentityError::BrokenOff) => CallOutcome::Unknown,
+            Err(_) => CallOutcome::Unavailable,
+        };
+        self.metrics.emporix_calls.count(call, outcome);
+        answer
+    }
+
+    async fn exchange(&self, call: Call<'_>) -> Result<Vec<u8>, IdentityError> {
+        let mut request = self
+            .client
+            .request(call.method, call.url)
+            .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(authorizer) = call.authorizer {
+            request = request.header(AUTHORIZATION, authorizer.to_bearer());
+        }
+        if let Some(session_id) = call.session_id {
+            request = request.header("session-id", session_id);
+        }
+        if let Some(body) = call.body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.map_err(|error| match () {
+            () if error.is_connect() => IdentityError::Unavailable("no connection"),
+            () if error.is_timeout() => IdentityError::Unknown("no answer in time"),
+            () => IdentityError::Unknown("connection lost"),
+        })?;
+        read_answer(answer).await
+    }
+
+    async fn issue(&self, call: EmporixCall, request: Call<'_>) -> Result<Issued, IdentityError> {
+        let body = self.call(call, request).await?;
+        Issued::read(&body, self.clock.now())
+    }
+}
+
+/// One HTTP request to make.
+struct Call<'c> {
+    method: Method,
+    url: Url,
+    authorizer: Option<&'c Token>,
+    session_id: Option<&'c str>,
+    body: Option<Value>,
+}
+
+impl<'c> Call<'c> {
+    const fn new(method: Method, url: Url, authorizer: Option<&'c Token>) -> Self {
+        Self { method, url, authorizer, session_id: None, body: None }
+    }
+}
+
+async fn read_answer(answer: Response) -> Result<Vec<u8>, IdentityError> {
+    let status = answer.status();
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let encoded = answer.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+    let body = read_bounded(answer, MOST_ANSWER_BYTES).await;
+    if !status.is_success() {
+        return Err(read_error(status.as_u16(), retry_after, &body.unwrap_or_default()));
+    }
+    let body = body?;
+    match () {
+        () if encoded => Err(IdentityError::Unreadable("a compressed answer")),
+        () if status == StatusCode::NO_CONTENT || !body.is_empty() => Ok(body),
+        () => Err(IdentityError::Unreadable("an empty answer")),
+    }
+}
+
+/// Reads a body of no more than `most` bytes.
+pub(super) async fn read_bounded(mut answer: Response, most: usize) -> Result<Vec<u8>, IdentityError> {
+    let mut body = Vec::new();
+    loop {
+        match answer.chunk().await {
+            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= most => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Err(IdentityError::Unreadable("an oversized answer")),
+            Err(_) => return Err(IdentityError::BrokenOff),
+        }
+    }
+}
+
+#[async_trait]
+impl IdentityProvider for Emporix {
+    async fn anonymous_login(&self, tenant: &TenantId, site: &SiteContext) -> Result<Issued, IdentityError> {
+        let query = [
+            ("tenant", Some(tenant.as_str())),
+            ("client_id", self.client_id(tenant)),
+            ("currency", site.currency.as_deref()),
+            ("siteCode", site.site_code.as_deref()),
+            ("language", site.language.as_deref()),
+            ("targetLocation", site.target_location.as_deref()),
+        ];
+        let url = self.url(&["customerlogin", "auth", "anonymous", "login"], query);
+        let issued = self.issue(EmporixCall::AnonymousLogin, Call::new(Method::GET, url, None)).await?;
+        named(issued)
+    }
+
+    async fn anonymous_refresh(&self, tenant: &TenantId, refresh: &Token) -> Result<Issued, IdentityError> {
+        let query = [
+            ("tenant", Some(tenant.as_str())),
+            ("client_id", self.client_id(tenant)),
+            ("refresh_token", Some(refresh.expose())),
+        ];
+        let url = self.url(&["customerlogin", "auth", "anonymous", "refresh"], query);
+        self.issue(EmporixCall::AnonymousRefresh, Call::new(Method::GET, url, None)).await
+    }
+
+    async fn login(&self, tenant: &TenantId, grant: &Grant, authorizer: &Token) -> Result<Issued, IdentityError> {
+        let customer = |path: &[&str]| -> Vec<String> {
+            ["customer", tenant.as_str()].iter().chain(path).map(|segment| (*segment).to_owned()).collect()
+        };
+        let url = |path: &[&str], query: &[(&str, Option<&str>)]| {
+            let path = customer(path);
+            self.url(&path.iter().map(String::as_str).collect::<Vec<_>>(), query.iter().copied())
+        };
+        let call = match grant {
+            Grant::Password { email, password } => Call {
+                body: Some(serde_json::json!({"email": email, "password": password.as_str()})),
+                ..Call::new(Method::POST, url(&["login"], &[]), Some(authorizer))
+            },
+            Grant::Social { code, redirect_uri, code_verifier, state, session_id } => {
+                let query = [
+                    ("code", Some(code.as_str())),
+                    ("redirect_uri", redirect_uri.as_deref()),
+                    ("code_verifier", code_verifier.as_ref().map(|verifier| verifier.as_str())),
+                    ("state", state.as_deref()),
+                ];
+                let call = Call::new(Method::POST, url(&["socialLogin"], &query), Some(authorizer));
+                Call { session_id: session_id.as_deref(), ..call }
+            }
+            Grant::Exchange { subject_access_token, config } => {
+                let query =
+                    [("subjectAccessToken", Some(subject_access_token.as_str())), ("config", config.as_deref())];
+                Call::new(Method::POST, url(&["exchangeauthtoken"], &query), Some(authorizer))
+            }
+            Grant::OptIn { token } => {
+                Call::new(Method::GET, url(&["signup", "optin", token.as_str()], &[]), Some(authorizer))
+            }
+        };
+        self.issue(EmporixCall::Login, call).await
+    }
+
+    async fn refresh(
+        &self,
+        tenant: &TenantId,
+        refresh: &Token,
+        authorizer: &Token,
+        legal_entity_id: Option<&str>,
+    ) -> Result<Issued, IdentityError> {
+        let query = [("refreshToken", Some(refresh.expose())), ("legalEntityId", legal_entity_id)];
+        let url = self.url(&["customer", tenant.as_str(), "refreshauthtoken"], query);
+        self.issue(EmporixCall::Refresh, Call::new(Method::GET, url, Some(authorizer))).await
+    }
+
+    async fn revoke(&self, tenant: &TenantId, access: &Token) -> Result<(), IdentityError> {
+        let url = self.url(&["customer", tenant.as_str(), "logout"], [("accessToken", Some(access.expose()))]);
+        match self.call(EmporixCall::Revoke, Call::new(Method::GET, url, Some(access))).await {
+            Ok(_) | Err(IdentityError::AuthorizerRefused | IdentityError::Unreadable("an empty answer")) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn introspect(&self, tenant: &TenantId, access: &Token) -> Result<Introspection, IdentityError> {
+        let get = |path: &[&str]| Call::new(Method::GET, self.url(path, []), Some(access));
+        let validity =
+            self.call(EmporixCall::Introspect, get(&["customer", tenant.as_str(), "validateauthtoken"])).await?;
+        let profile = self.call(EmporixCall::Introspect, get(&["customer", tenant.as_str(), "me"])).await?;
+        let (validity, profile): (Value, Value) = (
+            serde_json::from_slice(&validity).unwrap_or_default(),
+            serde_json::from_slice(&profile).unwrap_or_default(),
+        );
+        let text = |value: &Value, name: &str| {
+            let text = value.get(name)?.as_str()?;
+            is_identifier(text).then(|| text.to_owned())
+        };
+        Ok(Introspection {
+            expires_in: validity
+                .get("expires_in")
+                .and_then(Value::as_u64)
+                .ok_or(IdentityError::Unreadable("no life time"))?,
+            session_id: text(&validity, "sessionId"),
+            customer_id: text(&profile, "customerNumber").ok_or(IdentityError::Unreadable("no customer number"))?,
+            legal_entity_id: text(&validity, "legalEntityId"),
+        })
+    }
+}
+
+/// A visit without an id would lose its cart.
+fn named(issued: Issued) -> Result<Issued, IdentityError> {
+    if issued.session_id.is_some() { Ok(issued) } else { Err(IdentityError::Unreadable("no session id")) }
+}

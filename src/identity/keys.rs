@@ -1,0 +1,249 @@
+//! The keys that `saas_token` signatures are checked against, by tenant.
+//! A key set is fetched when first needed and again for an unknown `kid`, at a bounded rate; a failed fetch keeps the old keys.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use super::emporix::read_bounded;
+use crate::clock::{Clock, Timestamp};
+use crate::config::{SaasAlgorithm, SaasTokenMode, SaasTokenSection};
+use crate::session::Token;
+use crate::session::saas_token::{self, BadToken, Claims, SaasRules, VerifyingKey};
+
+/// Least time between two fetches of one key set.
+const FETCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Why a `saas_token` was not verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unverified {
+    /// It is not to be believed.
+    #[error(transparent)]
+    Bad(#[from] BadToken),
+    /// The keys cannot be had, so nothing is known of it.
+    #[error("the keys cannot be had")]
+    NoKeys,
+}
+
+/// Checks the `saas_token`s of one tenant.
+pub struct SaasVerifier {
+    rules: SaasRules,
+    keys: Keys,
+    clock: Arc<dyn Clock>,
+}
+
+enum Keys {
+    Unknown,
+    Passphrase(DecodingKey),
+    Set(KeySet),
+}
+
+impl SaasVerifier {
+    /// A verifier as `section` describes it; `client` fetches its key set.
+    #[must_use]
+    pub fn new(section: &SaasTokenSection, client: reqwest::Client, clock: Arc<dyn Clock>) -> Self {
+        let keys = match section.mode {
+            SaasTokenMode::Structure => Keys::Unknown,
+            SaasTokenMode::Hs256 => {
+                let secret = section.secret.as_ref().map(|secret| secret.expose().as_bytes()).unwrap_or_default();
+                Keys::Passphrase(DecodingKey::from_secret(secret))
+            }
+            SaasTokenMode::Jwks => Keys::Set(KeySet::new(section, client)),
+        };
+        Self { rules: SaasRules { algorithms: algorithms(section), leeway: section.leeway }, keys, clock }
+    }
+
+    /// Verifies `token` now.
+    ///
+    /// # Errors
+    /// Why it is not believed, or that nothing can be known.
+    pub async fn verify(&self, token: &Token) -> Result<Claims, Unverified> {
+        let now = self.clock.now();
+        match &self.keys {
+            Keys::Unknown => Ok(saas_token::verify(token, &VerifyingKey::Unknown, &self.rules, now)?),
+            Keys::Passphrase(key) => Ok(saas_token::verify(token, &VerifyingKey::Known(key), &self.rules, now)?),
+            Keys::Set(set) => {
+                let key_id = saas_token::key_id(token, &self.rules)?;
+                let (key, algorithm) = &*set.find(key_id.as_deref(), now).await?;
+                let rules = SaasRules { algorithms: vec![*algorithm], leeway: self.rules.leeway };
+                Ok(saas_token::verify(token, &VerifyingKey::Known(key), &rules, now)?)
+            }
+        }
+    }
+}
+
+fn algorithms(section: &SaasTokenSection) -> Vec<Algorithm> {
+    let named: Vec<Algorithm> = section
+        .algorithms
+        .iter()
+        .map(|algorithm| match algorithm {
+            SaasAlgorithm::HS256 => Algorithm::HS256,
+            SaasAlgorithm::RS256 => Algorithm::RS256,
+            SaasAlgorithm::ES256 => Algorithm::ES256,
+            SaasAlgorithm::EdDSA => Algorithm::EdDSA,
+        })
+        .collect();
+    match (named.is_empty(), section.mode) {
+        (false, _) => named,
+        (true, SaasTokenMode::Jwks) => vec![Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA],
+        (true, _) => vec![Algorithm::HS256],
+    }
+}
+
+type KnownKey = Arc<(DecodingKey, Algorithm)>;
+
+enum KeySource {
+    File(PathBuf),
+    Url(String, reqwest::Client),
+}
+
+struct KeySet {
+    source: KeySource,
+    known: ArcSwap<HashMap<String, KnownKey>>,
+    fetched_at: Mutex<Option<Timestamp>>,
+}
+
+impl KeySet {
+    fn new(section: &SaasTokenSection, client: reqwest::Client) -> Self {
+        let source = match (&section.jwks_file, &section.jwks_url) {
+            (Some(file), _) => KeySource::File(file.clone()),
+            (None, url) => KeySource::Url(url.clone().unwrap_or_default(), client),
+        };
+        Self { source, known: ArcSwap::default(), fetched_at: Mutex::new(None) }
+    }
+
+    async fn find(&self, key_id: Option<&str>, now: Timestamp) -> Result<KnownKey, Unverified> {
+        if let Some(key) = self.known_key(key_id) {
+            return Ok(key);
+        }
+        let mut fetched_at = self.fetched_at.lock().await;
+        if let Some(key) = self.known_key(key_id) {
+            return Ok(key);
+        }
+        if fetched_at.is_none_or(|at| now.since(at) >= FETCH_INTERVAL) {
+            *fetched_at = Some(now);
+            self.fetch().await;
+        }
+        let unknown = if self.known.load().is_empty() { Unverified::NoKeys } else { BadToken::Signature.into() };
+        self.known_key(key_id).ok_or(unknown)
+    }
+
+    /// The key of this id; a token that names none may use a set's only key.
+    fn known_key(&self, key_id: Option<&str>) -> Option<KnownKey> {
+        let known = self.known.load();
+        match key_id {
+            Some(key_id) => known.get(key_id).cloned(),
+            None if known.len() == 1 => known.values().next().cloned(),
+            None => None,
+        }
+    }
+
+    async fn fetch(&self) {
+        const MOST_BYTES: usize = 256 * 1024;
+        let body = match &self.source {
+            KeySource::File(file) => tokio::fs::read(file).await.ok(),
+            KeySource::Url(url, client) => match client.get(url).send().await {
+                Ok(answer) if answer.status().is_success() => read_bounded(answer, MOST_BYTES).await.ok(),
+                _ => None,
+            },
+        };
+        match body.as_deref().and_then(parse_set) {
+            Some(keys) => self.known.store(Arc::new(keys)),
+            None => tracing::warn!("the saas_token key set cannot be read; the known keys stay"),
+        }
+    }
+}
+
+/// The usable signature keys of a set, by id. A key that is not understood does not spoil the others.
+fn parse_set(body: &[u8]) -> Option<HashMap<String, KnownKey>> {
+    let set: Value = serde_json::from_slice(body).ok()?;
+    let keys = set.get("keys")?.as_array()?.iter().take(64);
+    Some(
+        keys.filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok()).filter_map(|key| usable(&key)).collect(),
+    )
+}
+
+/// A public key for signatures, with the one algorithm of its family. Symmetric keys have no place in a public set.
+fn usable(key: &Jwk) -> Option<(String, KnownKey)> {
+    let algorithm = match key.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(_) => Algorithm::ES256,
+        AlgorithmParameters::OctetKeyPair(_) => Algorithm::EdDSA,
+        _ => return None,
+    };
+    let signs = matches!(key.common.public_key_use, None | Some(PublicKeyUse::Signature));
+    let agrees = key.common.key_algorithm.is_none_or(|named| Algorithm::try_from(named).ok() == Some(algorithm));
+    if !signs || !agrees {
+        return None;
+    }
+    let decoding = DecodingKey::try_from(key).ok()?;
+    Some((key.common.key_id.clone().unwrap_or_default(), Arc::new((decoding, algorithm))))
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::ShiftedClock;
+
+    /// The Ed25519 example of RFC 8037, appendix A, as PKCS#8.
+    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
+    const PUBLIC_X: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+
+    fn token(key_id: &str) -> Token {
+        let header = Header { kid: Some(key_id.into()), ..Header::new(Algorithm::EdDSA) };
+        let claims = json!({"sub": "13869000", "exp": 99_999_999_999_u64});
+        let key = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).unwrap();
+        Token::parse(&jsonwebtoken::encode(&header, &claims, &key).unwrap()).unwrap()
+    }
+
+    fn key(key_id: &str) -> Value {
+        json!({"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": key_id, "x": PUBLIC_X})
+    }
+
+    fn verifier(file: &std::path::Path, clock: Arc<ShiftedClock>) -> SaasVerifier {
+        let section = SaasTokenSection {
+            mode: SaasTokenMode::Jwks,
+            jwks_file: Some(file.to_path_buf()),
+            ..SaasTokenSection::default()
+        };
+        SaasVerifier::new(&section, super::super::emporix::client(Duration::from_secs(1)).unwrap(), clock)
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_id_fetches_the_set_again_at_a_bounded_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.json");
+        let clock = Arc::new(ShiftedClock::default());
+        let verifier = verifier(&file, clock.clone());
+        assert_eq!(verifier.verify(&token("one")).await, Err(Unverified::NoKeys));
+        std::fs::write(&file, json!({"keys": [key("one"), {"kty": "martian"}]}).to_string()).unwrap();
+        assert_eq!(verifier.verify(&token("one")).await, Err(Unverified::NoKeys));
+        clock.advance(FETCH_INTERVAL);
+        assert_eq!(verifier.verify(&token("one")).await.unwrap().customer_id, "13869000");
+        std::fs::write(&file, json!({"keys": [key("two")]}).to_string()).unwrap();
+        assert_eq!(verifier.verify(&token("two")).await, Err(BadToken::Signature.into()));
+        clock.advance(FETCH_INTERVAL);
+        assert!(verifier.verify(&token("two")).await.is_ok());
+    }
+
+    #[test]
+    fn symmetric_and_encryption_keys_of_a_set_are_not_used() {
+        let set = json!({"keys": [
+            {"kty": "oct", "k": "aHVzaA", "kid": "symmetric", "alg": "HS256"},
+            {"kty": "OKP", "crv": "Ed25519", "use": "enc", "kid": "encryption", "x": PUBLIC_X},
+            key("good"),
+        ]});
+        let keys = parse_set(set.to_string().as_bytes()).unwrap();
+        assert_eq!(keys.keys().collect::<Vec<_>>(), ["good"]);
+    }
+}

@@ -1,0 +1,164 @@
+//! A session as the hot path wants it: header values built, clocks worked out, the refresh tokens left behind.
+//! Carries a validity flag, so that an ended session is ended for every request that already holds it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::HeaderValue;
+
+use super::{
+    Credentials, Freshness, Handle, LifeLimits, Lifetime, Scope, SecretHash, Session, SessionKey, TenantId, TokenSet,
+    Transport, Verified,
+};
+use crate::clock::Timestamp;
+
+/// One half, ready to inject.
+#[derive(Debug)]
+pub struct ReadyHalf {
+    /// `Bearer …`.
+    pub bearer: HeaderValue,
+    /// Its clocks.
+    pub lifetime: Lifetime,
+    /// The token set's generation.
+    pub generation: u64,
+    /// Emporix' session id of this half.
+    pub session_id: Option<Box<str>>,
+    /// The `saas-token` header and its end, for customers.
+    pub saas: Option<ReadySaas>,
+    /// The customer number, for customers.
+    pub customer_id: Option<Box<str>>,
+}
+
+/// A `saas_token`, ready to inject.
+#[derive(Debug)]
+pub struct ReadySaas {
+    /// The header value.
+    pub header: HeaderValue,
+    /// The JWT's `exp`.
+    pub expires_at: Timestamp,
+    /// The JWT's hash, for clients that present the JWT itself.
+    pub hash: SecretHash,
+}
+
+impl ReadyHalf {
+    fn new(
+        tokens: &TokenSet,
+        generation: u64,
+        session_id: Option<&str>,
+        customer_id: Option<&str>,
+        margin: f64,
+    ) -> Self {
+        Self {
+            bearer: tokens.access.to_bearer(),
+            lifetime: tokens.lifetime(margin),
+            generation,
+            session_id: session_id.map(Into::into),
+            saas: tokens.saas.as_ref().map(|saas| ReadySaas {
+                header: saas.token.to_header(),
+                expires_at: saas.expires_at,
+                hash: SecretHash::of(saas.token.expose().as_bytes()),
+            }),
+            customer_id: customer_id.map(Into::into),
+        }
+    }
+}
+
+/// A session whose headers are built.
+#[derive(Debug)]
+pub struct ReadySession {
+    /// Names the session.
+    pub key: SessionKey,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// How its credentials travel.
+    pub transport: Transport,
+    /// When it was last used, as recorded.
+    pub last_seen_at: Timestamp,
+    /// When it ends unless it is used again.
+    pub expires_at: Timestamp,
+    /// When the store last confirmed it.
+    pub verified_at: Timestamp,
+    credentials: Credentials,
+    anonymous: Option<ReadyHalf>,
+    customer: Option<ReadyHalf>,
+    live: AtomicBool,
+}
+
+impl ReadySession {
+    /// Builds the headers of `session`, which the store confirmed at `now`.
+    #[must_use]
+    pub fn of(session: &Session, now: Timestamp, limits: &LifeLimits) -> Self {
+        let margin = jittered(limits.refresh_margin, &session.key);
+        let anonymous = session.anonymous.as_ref().map(|half| {
+            ReadyHalf::new(&half.tokens, session.anonymous_generation, Some(&half.session_id), None, margin)
+        });
+        let customer = session.customer.as_ref().map(|half| {
+            let (session_id, customer_id) = (half.session_id.as_deref(), Some(half.customer_id.as_str()));
+            ReadyHalf::new(&half.tokens, session.customer_generation, session_id, customer_id, margin)
+        });
+        Self {
+            key: session.key,
+            tenant: session.tenant.clone(),
+            transport: session.transport,
+            last_seen_at: session.last_seen_at,
+            expires_at: session.expires_at(limits),
+            verified_at: now,
+            credentials: session.credentials.clone(),
+            anonymous,
+            customer,
+            live: AtomicBool::new(true),
+        }
+    }
+
+    /// What `handle` stands for at `now`; nothing once the session is over.
+    #[must_use]
+    pub fn verify(&self, handle: &Handle, now: Timestamp) -> Verified {
+        if now >= self.expires_at { Verified::Unknown } else { self.credentials.verify(handle, now) }
+    }
+
+    /// Whether `hash` is the hash of this session's present `saas_token`.
+    #[must_use]
+    pub fn holds_saas_token(&self, hash: &SecretHash) -> bool {
+        let saas = self.customer.as_ref().and_then(|half| half.saas.as_ref());
+        saas.is_some_and(|saas| saas.hash.matches(hash))
+    }
+
+    /// The half of `scope`.
+    #[must_use]
+    pub const fn half(&self, scope: Scope) -> Option<&ReadyHalf> {
+        match scope {
+            Scope::Anonymous => self.anonymous.as_ref(),
+            Scope::Customer => self.customer.as_ref(),
+        }
+    }
+
+    /// How far the tokens of `scope` have aged; dead where there are none.
+    #[must_use]
+    pub fn freshness(&self, scope: Scope, now: Timestamp) -> Freshness {
+        self.half(scope).map_or(Freshness::Dead, |half| half.lifetime.freshness(now))
+    }
+
+    /// Whether nobody has ended or replaced it since it was built.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Ends it for everyone who holds it.
+    pub fn end(&self) {
+        self.live.store(false, Ordering::Release);
+    }
+
+    /// An estimate of the memory it takes, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        const FIXED: usize = 700;
+        let half = |half: &ReadyHalf| half.bearer.len() + half.saas.as_ref().map_or(0, |saas| saas.header.len());
+        let headers: usize = [&self.anonymous, &self.customer].into_iter().flatten().map(half).sum();
+        u32::try_from(FIXED + headers).unwrap_or(u32::MAX)
+    }
+}
+
+/// The margin, up to a fifth wider by a share that depends on the key: sessions born together are not due together.
+fn jittered(margin: f64, key: &SessionKey) -> f64 {
+    margin * (1.0 + 0.2 * f64::from(key.as_bytes()[0]) / 255.0)
+}

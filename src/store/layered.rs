@@ -1,0 +1,317 @@
+//! The store with the hot cache in front: what the broker asks.
+//! A store that cannot answer is an error here, or a session served within its grace; never an absence.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+
+use super::hot_cache::HotCache;
+use super::{
+    Alias, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved, SessionStore, Settled,
+    StoreError,
+};
+use crate::clock::{Clock, Timestamp};
+use crate::config::HotCacheSection;
+use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
+use crate::telemetry::{CacheOutcome, Metrics, StoreOperation, StoreOutcome};
+
+/// How long a tombstone stands: longer than any write that was under way can last.
+const TOMBSTONE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// Attempts at applying one change over conflicting writes of others.
+const MOST_CONFLICTS: usize = 8;
+
+/// The store, with the hot cache in front.
+pub struct LayeredStore {
+    store: Arc<dyn SessionStore>,
+    hot: HotCache,
+    aliases: Cache<Alias, (SessionKey, Timestamp)>,
+    freshness: HotCacheSection,
+    limits: LifeLimits,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// What a change wants done with the record it was applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Write it.
+    Save,
+    /// Leave the record as it is.
+    Discard,
+}
+
+impl LayeredStore {
+    /// Puts a hot cache before `store`.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn SessionStore>,
+        freshness: HotCacheSection,
+        limits: LifeLimits,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let hot = HotCache::new(freshness.max_bytes, freshness.hot_grace.max(freshness.revalidate_after));
+        let aliases = Cache::builder().max_capacity(100_000).time_to_live(freshness.revalidate_after).build();
+        Self { store, hot, aliases, freshness, limits, clock, metrics }
+    }
+
+    /// The session if the hot cache holds it and need not ask: the hot path.
+    #[must_use]
+    pub fn get(&self, key: &SessionKey, now: Timestamp) -> Option<Arc<ReadySession>> {
+        let ready = self.hot.get(key)?;
+        if now.since(ready.verified_at) > self.trusted_for() {
+            return None;
+        }
+        self.metrics.hot_cache.count(CacheOutcome::Hit);
+        Some(ready)
+    }
+
+    /// The session, from the hot cache or the store.
+    ///
+    /// # Errors
+    /// When the store cannot tell and the hot cache's word is too old.
+    pub async fn load(&self, key: &SessionKey) -> Result<Option<Arc<ReadySession>>, StoreError> {
+        let now = self.clock.now();
+        if let Some(ready) = self.get(key, now) {
+            return Ok(Some(ready));
+        }
+        let stale = self.hot.get(key);
+        let ticket = self.hot.begin(key);
+        match self.load_record(key).await {
+            Ok(Some(session)) => {
+                let outcome = if stale.is_some() { CacheOutcome::Revalidated } else { CacheOutcome::Miss };
+                self.metrics.hot_cache.count(outcome);
+                let ready = Arc::new(ReadySession::of(&session, now, &self.limits));
+                self.hot.keep_read(ticket, &ready);
+                Ok(Some(ready))
+            }
+            Ok(None) => {
+                self.hot.forget(key);
+                Ok(None)
+            }
+            Err(error) => match stale {
+                Some(stale) if now.since(stale.verified_at) <= self.freshness.hot_grace => {
+                    self.metrics.hot_cache.count(CacheOutcome::Grace);
+                    Ok(Some(stale))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The record itself, past the hot cache; a session over its time is absent.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn load_record(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
+        let loaded = self.timed(StoreOperation::Load, self.store.load(key)).await?;
+        Ok(loaded.filter(|session| self.clock.now() < session.expires_at(&self.limits)))
+    }
+
+    /// Stores a new session.
+    ///
+    /// # Errors
+    /// When the store cannot, or a session of this key is known.
+    pub async fn create(&self, session: &Session) -> Result<Arc<ReadySession>, StoreError> {
+        match self.save(session).await? {
+            (Saved::Stored(_), Some(ready)) => Ok(ready),
+            _ => Err(StoreError::Unreadable("a session of this key is known")),
+        }
+    }
+
+    /// Applies `change` to the record, again whenever another write came between. Returns what the record then is,
+    /// or none when the session is over.
+    ///
+    /// # Errors
+    /// When the store cannot tell, or conflicts do not end.
+    pub async fn update(
+        &self,
+        key: &SessionKey,
+        mut change: impl FnMut(&mut Session) -> Change + Send,
+    ) -> Result<Option<Session>, StoreError> {
+        for _ in 0..MOST_CONFLICTS {
+            let Some(mut session) = self.load_record(key).await? else { return Ok(None) };
+            if change(&mut session) == Change::Discard {
+                return Ok(Some(session));
+            }
+            match self.save(&session).await?.0 {
+                Saved::Stored(revision) => return Ok(Some(Session { revision, ..session })),
+                Saved::Ended => return Ok(None),
+                Saved::Conflict => {}
+            }
+        }
+        Err(StoreError::Unavailable("conflicting writes do not end".to_owned()))
+    }
+
+    async fn save(&self, session: &Session) -> Result<(Saved, Option<Arc<ReadySession>>), StoreError> {
+        let now = self.clock.now();
+        let ticket = self.hot.begin(&session.key);
+        let life = session.expires_at(&self.limits).since(now).max(Duration::from_secs(1));
+        let saved = self.timed(StoreOperation::Save, self.store.save(session, life)).await?;
+        match saved {
+            Saved::Stored(_) => {
+                let ready = Arc::new(ReadySession::of(session, now, &self.limits));
+                self.hot.keep_written(ticket, &ready);
+                return Ok((saved, Some(ready)));
+            }
+            Saved::Conflict => self.metrics.store.count(StoreOperation::Save, StoreOutcome::Conflict),
+            Saved::Ended => self.hot.forget(&session.key),
+        }
+        Ok((saved, None))
+    }
+
+    /// Ends the session. It is refused here from now on, even when the store cannot be told.
+    ///
+    /// # Errors
+    /// When the store cannot be told.
+    pub async fn remove(&self, key: &SessionKey) -> Result<(), StoreError> {
+        self.hot.forget(key);
+        let removed = self.timed(StoreOperation::Remove, self.store.remove(key, TOMBSTONE_LIFE)).await;
+        self.hot.forget(key);
+        removed
+    }
+
+    /// Does what another replica's message asks.
+    pub fn hear(&self, invalidation: Invalidation) {
+        match invalidation {
+            Invalidation::Replaced(key) | Invalidation::Ended(key) => self.hot.forget(&key),
+            Invalidation::Everything => self.hot.forget_all(),
+        }
+    }
+
+    /// See [`SessionStore::acquire`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
+        self.timed(StoreOperation::Lease, self.store.acquire(lease, owner, life)).await
+    }
+
+    /// See [`SessionStore::declare`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn declare(
+        &self,
+        lease: &LeaseName,
+        owner: &Owner,
+        intent: &Intent,
+        life: Duration,
+    ) -> Result<bool, StoreError> {
+        self.timed(StoreOperation::Lease, self.store.declare(lease, owner, intent, life)).await
+    }
+
+    /// See [`SessionStore::release`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn release(&self, lease: &LeaseName, owner: &Owner, settled: Settled) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Lease, self.store.release(lease, owner, settled)).await
+    }
+
+    /// See [`SessionStore::link`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Index, self.store.link(alias, key, life)).await
+    }
+
+    /// The session that `alias` names, and until when the caller's verdict on the secret holds, if it was told.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
+        self.timed(StoreOperation::Index, self.store.resolve(alias)).await
+    }
+
+    /// The session of a secret that was verified before, while the verdict holds.
+    #[must_use]
+    pub fn verdict(&self, alias: &Alias, now: Timestamp) -> Option<SessionKey> {
+        self.aliases.get(alias).filter(|(_, holds_until)| now < *holds_until).map(|(key, _)| key)
+    }
+
+    /// Remembers that a secret was verified and names `key`.
+    pub fn remember_verdict(&self, alias: Alias, key: SessionKey, holds_until: Timestamp) {
+        self.aliases.insert(alias, (key, holds_until));
+    }
+
+    /// See [`SessionStore::index`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Index, self.store.index(customer, key, life)).await
+    }
+
+    /// See [`SessionStore::customer`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
+        self.timed(StoreOperation::Index, self.store.customer(customer)).await
+    }
+
+    /// See [`SessionStore::raise_epoch`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn raise_epoch(
+        &self,
+        customer: &CustomerName,
+        epoch: Timestamp,
+        life: Duration,
+    ) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Index, self.store.raise_epoch(customer, epoch, life)).await
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.store.ping().await
+    }
+
+    /// What other replicas say from now on.
+    #[must_use]
+    pub fn invalidations(&self) -> tokio::sync::broadcast::Receiver<Invalidation> {
+        self.store.invalidations()
+    }
+
+    /// The caps on a session's life.
+    #[must_use]
+    pub const fn limits(&self) -> &LifeLimits {
+        &self.limits
+    }
+
+    /// Tells the metrics how much the hot cache holds.
+    pub fn report_size(&self) {
+        let (sessions, bytes) = self.hot.size();
+        self.metrics.hot_cache_sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));
+        self.metrics.hot_cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    fn trusted_for(&self) -> Duration {
+        if self.store.hears_invalidations() {
+            self.freshness.revalidate_after
+        } else {
+            self.freshness.revocation_staleness
+        }
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: StoreOperation,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let result = work.await;
+        self.metrics.store_seconds.record(operation, started.elapsed());
+        let outcome = if result.is_ok() { StoreOutcome::Success } else { StoreOutcome::Failed };
+        self.metrics.store.count(operation, outcome);
+        result
+    }
+}

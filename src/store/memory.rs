@@ -1,0 +1,227 @@
+//! Sessions in this process: the embedded default, for one replica.
+//! Bounded; what is over makes room, and a new session beyond the bound is refused rather than an old one lost.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use super::{
+    Alias, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved, SessionStore, Settled,
+    StoreError,
+};
+use crate::clock::{Clock, Timestamp};
+use crate::session::{Session, SessionKey};
+
+/// Intents outlive their leases by far, as they do in Redis.
+const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
+
+/// The embedded store.
+pub struct MemoryStore {
+    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+    max_sessions: usize,
+    invalidations: broadcast::Sender<Invalidation>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: Expiring<SessionKey, Session>,
+    tombstones: Expiring<SessionKey, ()>,
+    leases: Expiring<LeaseName, Owner>,
+    intents: Expiring<LeaseName, Intent>,
+    aliases: Expiring<Alias, Option<SessionKey>>,
+    customers: Expiring<CustomerName, Vec<SessionKey>>,
+    epochs: Expiring<CustomerName, Timestamp>,
+}
+
+impl State {
+    fn sweep(&mut self, now: Timestamp) {
+        self.sessions.sweep(now);
+        self.tombstones.sweep(now);
+        self.leases.sweep(now);
+        self.intents.sweep(now);
+        self.aliases.sweep(now);
+        self.customers.sweep(now);
+        self.epochs.sweep(now);
+    }
+}
+
+impl MemoryStore {
+    /// An empty store for `max_sessions` sessions.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>, max_sessions: usize) -> Self {
+        let (invalidations, _) = broadcast::channel(16);
+        Self { state: Mutex::default(), clock, max_sessions, invalidations }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl SessionStore for MemoryStore {
+    async fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
+        Ok(self.state().sessions.get(key, self.clock.now()).cloned())
+    }
+
+    async fn save(&self, session: &Session, life: Duration) -> Result<Saved, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if state.tombstones.get(&session.key, now).is_some() {
+            return Ok(Saved::Ended);
+        }
+        let stored = state.sessions.get(&session.key, now).map_or(0, |stored| stored.revision);
+        if stored != session.revision {
+            return Ok(if stored == 0 { Saved::Ended } else { Saved::Conflict });
+        }
+        if stored == 0 && state.sessions.len() >= self.max_sessions {
+            state.sweep(now);
+            if state.sessions.len() >= self.max_sessions {
+                return Err(StoreError::Full);
+            }
+        }
+        let revision = stored + 1;
+        state.sessions.put(session.key, Session { revision, ..session.clone() }, now.after(life));
+        Ok(Saved::Stored(revision))
+    }
+
+    async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.sessions.remove(key);
+        state.tombstones.put(*key, (), now.after(tombstone));
+        if state.tombstones.len() > self.max_sessions {
+            state.sweep(now);
+        }
+        Ok(())
+    }
+
+    async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if state.leases.get(lease, now).is_some() {
+            return Ok(Lead::Elsewhere);
+        }
+        state.leases.put(*lease, *owner, now.after(life));
+        Ok(Lead::Ours(state.intents.get(lease, now).copied()))
+    }
+
+    async fn declare(
+        &self,
+        lease: &LeaseName,
+        owner: &Owner,
+        intent: &Intent,
+        life: Duration,
+    ) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        if state.leases.get(lease, now) != Some(owner) {
+            return Ok(false);
+        }
+        state.leases.put(*lease, *owner, now.after(life));
+        state.intents.put(*lease, *intent, now.after(INTENT_LIFE));
+        Ok(true)
+    }
+
+    async fn release(&self, lease: &LeaseName, owner: &Owner, settled: Settled) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.leases.get(lease, self.clock.now()) == Some(owner) {
+            state.leases.remove(lease);
+            if settled == Settled::Known {
+                state.intents.remove(lease);
+            }
+        }
+        Ok(())
+    }
+
+    async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let named = match state.aliases.get(alias, now) {
+            Some(Some(named)) if named != key => None,
+            Some(None) => None,
+            _ => Some(*key),
+        };
+        state.aliases.put(alias.clone(), named, now.after(life));
+        Ok(())
+    }
+
+    async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
+        Ok(self.state().aliases.get(alias, self.clock.now()).copied().flatten())
+    }
+
+    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let mut keys = state.customers.get(customer, now).cloned().unwrap_or_default();
+        keys.retain(|known| known != key && state.sessions.get(known, now).is_some());
+        keys.push(*key);
+        state.customers.put(customer.clone(), keys, now.after(life));
+        Ok(())
+    }
+
+    async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
+        let now = self.clock.now();
+        let state = self.state();
+        Ok(CustomerSessions {
+            epoch: state.epochs.get(customer, now).copied().unwrap_or_default(),
+            keys: state.customers.get(customer, now).cloned().unwrap_or_default(),
+        })
+    }
+
+    async fn raise_epoch(&self, customer: &CustomerName, epoch: Timestamp, life: Duration) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let raised = state.epochs.get(customer, now).map_or(epoch, |known| epoch.max(*known));
+        state.epochs.put(customer.clone(), raised, now.after(life));
+        Ok(())
+    }
+
+    fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
+        self.invalidations.subscribe()
+    }
+
+    fn hears_invalidations(&self) -> bool {
+        true
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A map whose entries end.
+struct Expiring<K, V>(HashMap<K, (V, Timestamp)>);
+
+impl<K, V> Default for Expiring<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash, V> Expiring<K, V> {
+    fn get(&self, key: &K, now: Timestamp) -> Option<&V> {
+        self.0.get(key).filter(|(_, end)| now < *end).map(|(value, _)| value)
+    }
+
+    fn put(&mut self, key: K, value: V, end: Timestamp) {
+        self.0.insert(key, (value, end));
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.0.remove(key);
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        self.0.retain(|_, (_, end)| now < *end);
+    }
+}

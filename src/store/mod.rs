@@ -1,0 +1,197 @@
+//! Where sessions live: the seam to the store, and what every implementation promises.
+//! One contract suite (`tests/gateway/store_contract.rs`) holds the implementations to it.
+
+pub mod hot_cache;
+pub mod layered;
+pub mod memory;
+pub mod redis;
+pub mod seal;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_lc_rs::digest::{SHA256, digest};
+use tokio::sync::broadcast;
+
+pub use layered::LayeredStore;
+
+use crate::clock::Timestamp;
+use crate::session::{Scope, SecretHash, Session, SessionKey, TenantId};
+
+/// Why the store could not tell. Never means that a session does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached or did not answer in time.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// It holds something that cannot be read.
+    #[error("a record is unreadable: {0}")]
+    Unreadable(&'static str),
+    /// It takes no further session.
+    #[error("full")]
+    Full,
+}
+
+/// What became of a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// It is stored, as this revision.
+    Stored(u64),
+    /// Somebody wrote the record since it was read.
+    Conflict,
+    /// The session has ended.
+    Ended,
+}
+
+/// What other replicas have to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// The record was written.
+    Replaced(SessionKey),
+    /// The session ended.
+    Ended(SessionKey),
+    /// Messages may have been missed: anything may have changed.
+    Everything,
+}
+
+/// The right to renew one half of one session, across replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseName {
+    /// The session.
+    pub key: SessionKey,
+    /// The half.
+    pub scope: Scope,
+}
+
+/// Names the holder of a lease; only it can extend or release it.
+pub type Owner = [u8; 16];
+
+/// Written before a refresh token is sent: whoever finds it knows that the token may be spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// The generation whose refresh token was sent.
+    pub generation: u64,
+    /// When.
+    pub started_at: Timestamp,
+    /// How often an attempt at this generation was found orphaned and tried again.
+    pub recoveries: u8,
+}
+
+/// Who holds a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lead {
+    /// The caller does, and this is what the last holder left behind.
+    Ours(Option<Intent>),
+    /// Somebody else does.
+    Elsewhere,
+}
+
+/// How a lease's work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The refresh token's fate is known: the intent goes.
+    Known,
+    /// It is not: the intent stays.
+    Unknown,
+}
+
+/// A secret that clients may present in a handle's place, by tenant and hash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Alias {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The secret's SHA-256.
+    pub hash: [u8; 32],
+}
+
+impl Alias {
+    /// The alias of `secret`.
+    #[must_use]
+    pub fn of(tenant: TenantId, secret: &[u8]) -> Self {
+        Self { tenant, hash: *SecretHash::of(secret).as_bytes() }
+    }
+}
+
+/// A customer of a tenant; the store sees a hash of the number only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CustomerName {
+    /// The tenant.
+    pub tenant: TenantId,
+    hash: [u8; 16],
+}
+
+impl CustomerName {
+    /// The customer with this number.
+    #[must_use]
+    pub fn of(tenant: TenantId, customer_id: &str) -> Self {
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest(&SHA256, customer_id.as_bytes()).as_ref()[..16]);
+        Self { tenant, hash }
+    }
+
+    fn hash_text(&self) -> String {
+        use base64::Engine;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(self.hash)
+    }
+}
+
+/// What the store knows of a customer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CustomerSessions {
+    /// Sessions signed in at or before this instant are over.
+    pub epoch: Timestamp,
+    /// The customer's sessions; some may be over.
+    pub keys: Vec<SessionKey>,
+}
+
+/// Keeps sessions. Everything it keeps has an end.
+#[async_trait]
+pub trait SessionStore: Send + Sync + 'static {
+    /// The session, unless it ended or never was.
+    async fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError>;
+
+    /// Stores `session` for `life` if its revision is the stored one (0: none is stored) and it has not ended.
+    async fn save(&self, session: &Session, life: Duration) -> Result<Saved, StoreError>;
+
+    /// Ends the session; for `tombstone` no save brings it back.
+    async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError>;
+
+    /// Takes the lease for `life` unless somebody holds it.
+    async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError>;
+
+    /// If the lease is still `owner`'s: extends it to `life` and writes the intent. Otherwise false.
+    async fn declare(
+        &self,
+        lease: &LeaseName,
+        owner: &Owner,
+        intent: &Intent,
+        life: Duration,
+    ) -> Result<bool, StoreError>;
+
+    /// Gives the lease up if it is `owner`'s.
+    async fn release(&self, lease: &LeaseName, owner: &Owner, settled: Settled) -> Result<(), StoreError>;
+
+    /// Lets `alias` name `key` for `life`; an alias that already names another session names none from then on.
+    async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError>;
+
+    /// The session that `alias` names.
+    async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError>;
+
+    /// Notes that `key` is `customer`'s, for `life`.
+    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError>;
+
+    /// The customer's sessions and epoch.
+    async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError>;
+
+    /// Ends, by the epoch, what `customer` signed in at or before `epoch`; remembered for `life`.
+    async fn raise_epoch(&self, customer: &CustomerName, epoch: Timestamp, life: Duration) -> Result<(), StoreError>;
+
+    /// What changes from now on, as other replicas cause it.
+    fn invalidations(&self) -> broadcast::Receiver<Invalidation>;
+
+    /// Whether other replicas' invalidations are being heard.
+    fn hears_invalidations(&self) -> bool;
+
+    /// Whether it answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+}

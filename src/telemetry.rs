@@ -1,0 +1,304 @@
+//! What the gateway tells its operators: metrics, declared in one table, and log lines.
+//! Every label is an enum, so the number of series is known when the program is compiled.
+
+use std::io;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::{LogFormat, LogLevel, LogSection};
+
+/// The values of one label.
+pub trait Label: Copy + 'static {
+    /// Every value, in order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// The value as Prometheus shows it.
+    fn text(self) -> &'static str;
+    /// Its place in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($($(#[$meta:meta])* $name:ident { $($value:ident = $text:literal),+ $(,)? })+) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the text of each value says what it is")]
+        pub enum $name { $($value),+ }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$value),+];
+            fn text(self) -> &'static str {
+                match self { $(Self::$value => $text),+ }
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    )+};
+}
+
+labels! {
+    /// The kind of route a request took.
+    RouteClass {
+        Guest = "guest", Visitor = "visitor", Customer = "customer", AnonymousLogin = "anonymous_login",
+        AnonymousRefresh = "anonymous_refresh", Login = "login", Refresh = "refresh", Logout = "logout",
+        Own = "own", Preflight = "preflight", None = "none",
+    }
+    /// How a request ended.
+    Outcome { Success = "success", ClientError = "client_error", ServerError = "server_error", Aborted = "aborted" }
+    /// What authentication decided.
+    Decision {
+        Session = "session", SharedGuest = "shared_guest", Missing = "missing", Dead = "dead",
+        Forbidden = "forbidden", Unknowable = "unknowable",
+    }
+    /// The ways to sign in.
+    Flow { Password = "password", Social = "social", Exchange = "exchange", OptIn = "opt_in" }
+    /// How a sign-in ended.
+    LoginOutcome { Success = "success", Refused = "refused", Failed = "failed" }
+    /// Which half of a session.
+    Half { Anonymous = "anonymous", Customer = "customer" }
+    /// How a refresh ended.
+    RefreshOutcome {
+        Renewed = "renewed", Joined = "joined", Superseded = "superseded", Rejected = "rejected",
+        Unavailable = "unavailable", Unknown = "unknown", Lost = "lost",
+    }
+    /// What was asked of the store.
+    StoreOperation { Load = "load", Save = "save", Remove = "remove", Lease = "lease", Index = "index" }
+    /// How it answered.
+    StoreOutcome { Success = "success", Conflict = "conflict", Failed = "failed" }
+    /// What the hot cache did for a request.
+    CacheOutcome { Hit = "hit", Miss = "miss", Revalidated = "revalidated", Grace = "grace" }
+    /// What happened to a session.
+    SessionEvent {
+        VisitorBorn = "visitor_born", CustomerSignedIn = "customer_signed_in", CustomerAdopted = "customer_adopted",
+        LoggedOut = "logged_out", RevokedElsewhere = "revoked_elsewhere", CustomerLost = "customer_lost",
+        RefreshReused = "refresh_reused",
+    }
+    /// A call of Emporix' token endpoints.
+    EmporixCall {
+        AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
+        Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+    }
+    /// How it ended.
+    CallOutcome { Success = "success", Refused = "refused", Unavailable = "unavailable", Unknown = "unknown" }
+    /// Why a call of Emporix was not needed.
+    Saved {
+        AnonymousReused = "anonymous_reused", RefreshNotDue = "refresh_not_due", RefreshJoined = "refresh_joined",
+        GuestShared = "guest_shared",
+    }
+    /// Which rate was exceeded.
+    Limited { Address = "address", Account = "account", Visitors = "visitors" }
+}
+
+/// One counter for each value of a label.
+pub struct Counters<A>(Vec<IntCounter>, PhantomData<A>);
+
+impl<A: Label> Counters<A> {
+    fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
+        let family = IntCounterVec::new(Opts::new(name, help), &[label])?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
+    }
+
+    /// Counts one.
+    pub fn count(&self, value: A) {
+        self.0[value.index()].inc();
+    }
+}
+
+/// One counter for each pair of values of two labels.
+pub struct CounterGrid<A, B>(Vec<IntCounter>, PhantomData<(A, B)>);
+
+impl<A: Label, B: Label> CounterGrid<A, B> {
+    fn register(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> prometheus::Result<Self> {
+        let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
+        registry.register(Box::new(family.clone()))?;
+        let pairs = A::ALL.iter().flat_map(|first| B::ALL.iter().map(move |second| (first, second)));
+        let counters = pairs.map(|(first, second)| family.with_label_values(&[first.text(), second.text()]));
+        Ok(Self(counters.collect(), PhantomData))
+    }
+
+    /// Counts one.
+    pub fn count(&self, first: A, second: B) {
+        self.0[first.index() * B::ALL.len() + second.index()].inc();
+    }
+}
+
+/// One histogram of seconds for each value of a label.
+pub struct Timers<A>(Vec<Histogram>, PhantomData<A>);
+
+impl<A: Label> Timers<A> {
+    fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
+        const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+        let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), &[label])?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
+    }
+
+    /// Records one duration.
+    pub fn record(&self, value: A, elapsed: Duration) {
+        self.0[value.index()].observe(elapsed.as_secs_f64());
+    }
+}
+
+/// Every metric of the gateway.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests that ended.
+    pub requests: CounterGrid<RouteClass, Outcome>,
+    /// Their duration.
+    pub request_seconds: Timers<RouteClass>,
+    /// Time until the API's response head.
+    pub upstream_seconds: Timers<RouteClass>,
+    /// What authentication decided.
+    pub auth: Counters<Decision>,
+    /// Sign-ins.
+    pub logins: CounterGrid<Flow, LoginOutcome>,
+    /// Refreshes.
+    pub refreshes: CounterGrid<Half, RefreshOutcome>,
+    /// Store operations.
+    pub store: CounterGrid<StoreOperation, StoreOutcome>,
+    /// Their duration.
+    pub store_seconds: Timers<StoreOperation>,
+    /// Hot-cache lookups.
+    pub hot_cache: Counters<CacheOutcome>,
+    /// What happened to sessions.
+    pub sessions: Counters<SessionEvent>,
+    /// Calls of Emporix' token endpoints.
+    pub emporix_calls: CounterGrid<EmporixCall, CallOutcome>,
+    /// Their duration.
+    pub emporix_seconds: Timers<EmporixCall>,
+    /// Calls that were not needed.
+    pub emporix_saved: Counters<Saved>,
+    /// Requests refused for their rate.
+    pub rate_limited: Counters<Limited>,
+    /// Event streams and WebSockets that are open.
+    pub open_streams: IntGauge,
+    /// Sessions in the hot cache.
+    pub hot_cache_sessions: IntGauge,
+    /// Their estimated memory.
+    pub hot_cache_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// Declares every metric.
+    ///
+    /// # Errors
+    /// When two metrics bear one name: a fault of this table.
+    pub fn new() -> prometheus::Result<Self> {
+        let r = Registry::new();
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            r.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let build = Opts::new("gateway_build_info", "1, labelled with the build.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let build = IntGauge::with_opts(build)?;
+        build.set(1);
+        r.register(Box::new(build))?;
+        Ok(Self {
+            requests: CounterGrid::register(
+                &r,
+                "gateway_requests_total",
+                "Requests that ended.",
+                ["route", "outcome"],
+            )?,
+            request_seconds: Timers::register(&r, "gateway_request_seconds", "Duration of requests.", "route")?,
+            upstream_seconds: Timers::register(
+                &r,
+                "gateway_upstream_seconds",
+                "Time until the API's response head.",
+                "route",
+            )?,
+            auth: Counters::register(&r, "gateway_auth_total", "What authentication decided.", "decision")?,
+            logins: CounterGrid::register(&r, "gateway_logins_total", "Sign-ins.", ["flow", "outcome"])?,
+            refreshes: CounterGrid::register(&r, "gateway_refreshes_total", "Token refreshes.", ["half", "outcome"])?,
+            store: CounterGrid::register(
+                &r,
+                "gateway_store_operations_total",
+                "Store operations.",
+                ["operation", "outcome"],
+            )?,
+            store_seconds: Timers::register(&r, "gateway_store_seconds", "Duration of store operations.", "operation")?,
+            hot_cache: Counters::register(&r, "gateway_hot_cache_total", "Hot-cache lookups.", "outcome")?,
+            sessions: Counters::register(&r, "gateway_sessions_total", "What happened to sessions.", "event")?,
+            emporix_calls: CounterGrid::register(
+                &r,
+                "gateway_emporix_calls_total",
+                "Calls of Emporix' token endpoints.",
+                ["operation", "outcome"],
+            )?,
+            emporix_seconds: Timers::register(&r, "gateway_emporix_seconds", "Duration of those calls.", "operation")?,
+            emporix_saved: Counters::register(
+                &r,
+                "gateway_emporix_calls_saved_total",
+                "Token calls that were not needed.",
+                "reason",
+            )?,
+            rate_limited: Counters::register(
+                &r,
+                "gateway_rate_limited_total",
+                "Requests refused for their rate.",
+                "limit",
+            )?,
+            open_streams: gauge("gateway_open_streams", "Event streams and WebSockets that are open.")?,
+            hot_cache_sessions: gauge("gateway_hot_cache_sessions", "Sessions in the hot cache.")?,
+            hot_cache_bytes: gauge("gateway_hot_cache_bytes", "Their estimated memory.")?,
+            registry: r,
+        })
+    }
+
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered");
+        }
+        text
+    }
+}
+
+/// Starts logging to `writer`. Libraries that may log a URL or a header are held at levels that do not.
+///
+/// # Errors
+/// When the process logs already.
+pub fn start_logging<W>(section: &LogSection, writer: W) -> io::Result<()>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    const SILENCED: &str = "pingora_core=error,h2=off,hyper=off,hyper_util=off,reqwest=off,rustls=error,redis=error";
+    let level = match section.level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+    };
+    let filter = EnvFilter::try_new(format!("{level},{SILENCED}")).map_err(io::Error::other)?;
+    let layer = match section.format {
+        LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+        LogFormat::Text => tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer).boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_from_the_start() {
+        let metrics = Metrics::new().unwrap();
+        metrics.requests.count(RouteClass::Login, Outcome::ClientError);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        assert!(text.contains(r#"gateway_requests_total{outcome="client_error",route="login"} 1"#), "{text}");
+        assert!(text.contains("gateway_build_info{version="));
+        assert!(text.contains("gateway_refreshes_total"));
+    }
+}
