@@ -10,6 +10,7 @@
 //! - [`session`] is what a session is: pure.
 //! - [`clock`], [`config`], [`error`] and [`telemetry`] stand at the side.
 
+pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod error;

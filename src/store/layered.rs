@@ -27,6 +27,8 @@ pub struct LayeredStore {
     store: Arc<dyn SessionStore>,
     hot: HotCache,
     aliases: Cache<Alias, (SessionKey, Timestamp)>,
+    /// Sessions whose end the store has not confirmed: refused here meanwhile.
+    refused: Cache<SessionKey, ()>,
     freshness: HotCacheSection,
     limits: LifeLimits,
     clock: Arc<dyn Clock>,
@@ -54,7 +56,8 @@ impl LayeredStore {
     ) -> Self {
         let hot = HotCache::new(freshness.max_bytes, freshness.hot_grace.max(freshness.revalidate_after));
         let aliases = Cache::builder().max_capacity(100_000).time_to_live(freshness.revalidate_after).build();
-        Self { store, hot, aliases, freshness, limits, clock, metrics }
+        let refused = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).build();
+        Self { store, hot, aliases, refused, freshness, limits, clock, metrics }
     }
 
     /// The session if the hot cache holds it and need not ask: the hot path.
@@ -76,6 +79,9 @@ impl LayeredStore {
         let now = self.clock.now();
         if let Some(ready) = self.get(key, now) {
             return Ok(Some(ready));
+        }
+        if self.refused.contains_key(key) {
+            return Ok(None);
         }
         let stale = self.hot.get(key);
         let ticket = self.hot.begin(key);
@@ -106,6 +112,9 @@ impl LayeredStore {
     /// # Errors
     /// When the store cannot tell.
     pub async fn load_record(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
+        if self.refused.contains_key(key) {
+            return Ok(None);
+        }
         let loaded = self.timed(StoreOperation::Load, self.store.load(key)).await?;
         Ok(loaded.filter(|session| self.clock.now() < session.expires_at(&self.limits)))
     }
@@ -167,10 +176,12 @@ impl LayeredStore {
     /// # Errors
     /// When the store cannot be told.
     pub async fn remove(&self, key: &SessionKey) -> Result<(), StoreError> {
+        self.refused.insert(*key, ());
         self.hot.forget(key);
-        let removed = self.timed(StoreOperation::Remove, self.store.remove(key, TOMBSTONE_LIFE)).await;
+        self.timed(StoreOperation::Remove, self.store.remove(key, TOMBSTONE_LIFE)).await?;
+        self.refused.invalidate(key);
         self.hot.forget(key);
-        removed
+        Ok(())
     }
 
     /// Does what another replica's message asks.
@@ -219,7 +230,7 @@ impl LayeredStore {
         self.timed(StoreOperation::Index, self.store.link(alias, key, life)).await
     }
 
-    /// The session that `alias` names, and until when the caller's verdict on the secret holds, if it was told.
+    /// See [`SessionStore::resolve`].
     ///
     /// # Errors
     /// When the store cannot tell.

@@ -1,0 +1,81 @@
+//! Takes foreign Bearers into sessions, while a live shop moves over to the gateway.
+//! Each is validated once upstream; from then on its exact text names the session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::authenticate::Opened;
+use super::Broker;
+use crate::clock::Timestamp;
+use crate::error::GatewayError;
+use crate::identity::IdentityError;
+use crate::session::{CustomerHalf, Scope, Session, SessionKey, TenantId, Token, TokenSet, Transport};
+use crate::store::{Alias, CustomerName};
+use crate::telemetry::SessionEvent;
+
+impl Broker {
+    /// Opens the session of a foreign Bearer, where the tenant adopts them.
+    pub(super) async fn open_foreign(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        token: &Token,
+        now: Timestamp,
+    ) -> Result<Opened, GatewayError> {
+        if self.known_tenant(tenant)?.adopt_until.is_none_or(|until| now >= until) {
+            return Err(GatewayError::SessionEnded);
+        }
+        let alias = Alias::of(tenant.clone(), token.expose().as_bytes());
+        let key = match self.store.verdict(&alias, now) {
+            Some(key) => key,
+            None => match self.store.resolve(&alias).await? {
+                Some(key) => key,
+                None => self.adopt(tenant, token, &alias, now).await?,
+            },
+        };
+        let ready = self.find(&key, now).await?;
+        self.store.remember_verdict(alias, key, ready.expires_at);
+        Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })
+    }
+
+    async fn adopt(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        token: &Token,
+        alias: &Alias,
+        now: Timestamp,
+    ) -> Result<SessionKey, GatewayError> {
+        let known = match self.identity.introspect(tenant, token).await {
+            Ok(known) => known,
+            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => return Err(GatewayError::SessionEnded),
+            Err(error) => return Err(error.into()),
+        };
+        let access_expires_at = now.after(Duration::from_secs(known.expires_in));
+        let limits = self.store.limits();
+        let mut session = Session::new(SessionKey::random()?, tenant.clone(), Transport::Handle, now, limits);
+        session.upgrade(
+            CustomerHalf {
+                tokens: TokenSet {
+                    access: token.clone(),
+                    access_expires_at,
+                    refresh: None,
+                    refresh_expires_at: Timestamp::default(),
+                    issued_at: now,
+                    saas: None,
+                },
+                session_id: known.session_id,
+                customer_id: known.customer_id.clone(),
+                legal_entity_id: known.legal_entity_id,
+                signed_in_at: now,
+            },
+            now,
+            limits,
+        );
+        let customer = CustomerName::of(tenant.clone(), &known.customer_id);
+        self.store.index(&customer, &session.key, limits.absolute).await?;
+        self.store.create(&session).await?;
+        self.honour_epoch(&customer, &session, now).await?;
+        self.store.link(alias, &session.key, limits.absolute).await?;
+        self.metrics.sessions.count(SessionEvent::CustomerAdopted);
+        Ok(session.key)
+    }
+}

@@ -1,0 +1,345 @@
+//! From a credential to a permit.
+//! The hot path: a fresh session in the hot cache is a hash, a compare and two reference counts.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use serde::Serialize;
+
+use super::refresh::{Ask, Renewal};
+use super::{Broker, Credential, Permit};
+use crate::clock::Timestamp;
+use crate::config::routes::{Access, Inject, SaasInjection};
+use crate::error::GatewayError;
+use crate::session::{
+    Freshness, Handle, HandleKind, ReadyHalf, ReadySession, Scope, SecretHash, SessionKey, TenantId, Token, Transport,
+    Verified,
+};
+use crate::store::Alias;
+use crate::telemetry::{Decision, Saved};
+
+/// What a route demands of a request.
+#[derive(Debug)]
+pub struct Demand<'r> {
+    /// The tenant that the path, the host or a header names; every one of them.
+    pub tenant: &'r TenantId,
+    /// Who may pass.
+    pub access: Access,
+    /// Whose token is injected.
+    pub inject: Inject,
+    /// Whether the customer's `saas_token` goes along.
+    pub saas_token: SaasInjection,
+    /// The ids of visits that the request names, in its query or headers.
+    pub visits: &'r [&'r str],
+    /// Whether the method is safe (RFC 9110, section 9.2.1).
+    pub safe: bool,
+}
+
+/// A credential that opened its session.
+pub(super) struct Opened {
+    pub(super) ready: Arc<ReadySession>,
+    /// The most that the credential allows.
+    pub(super) scope: Scope,
+    /// The scope that the credential names, where it names one.
+    pub(super) named: Option<Scope>,
+}
+
+impl Opened {
+    /// The scope to act in: the named one, else the highest that lives.
+    pub(super) fn acting_scope(&self, now: Timestamp) -> Scope {
+        let customer_lives = self.ready.freshness(Scope::Customer, now) != Freshness::Dead;
+        match self.named {
+            Some(named) => named,
+            None if self.scope == Scope::Customer && customer_lives => Scope::Customer,
+            None => Scope::Anonymous,
+        }
+    }
+}
+
+/// What a client may know of its session.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionView {
+    /// `anonymous` or `customer`.
+    pub kind: &'static str,
+    /// The tenant.
+    pub tenant: String,
+    /// The customer number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer_id: Option<String>,
+    /// Emporix' id of the visit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// End of the session unless it is used, in seconds since 1970.
+    pub expires_at: u64,
+    /// End of the `saas_token`, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saas_token_expires_at: Option<u64>,
+}
+
+impl Broker {
+    /// Lets a request pass, or says why not.
+    ///
+    /// # Errors
+    /// Every reason not to.
+    pub async fn authenticate(
+        self: &Arc<Self>,
+        demand: &Demand<'_>,
+        credential: Option<&Credential>,
+    ) -> Result<Permit, GatewayError> {
+        let result = match credential {
+            Some(credential) => self.with_credential(demand, credential).await,
+            None => self.without_credential(demand).await,
+        };
+        self.metrics.auth.count(match &result {
+            Ok(permit) if permit.is_shared() => Decision::SharedGuest,
+            Ok(_) => Decision::Session,
+            Err(GatewayError::SessionRequired) => Decision::Missing,
+            Err(error) if error.status() == 401 => Decision::Dead,
+            Err(error) if error.status() >= 500 => Decision::Unknowable,
+            Err(_) => Decision::Forbidden,
+        });
+        result
+    }
+
+    async fn with_credential(
+        self: &Arc<Self>,
+        demand: &Demand<'_>,
+        credential: &Credential,
+    ) -> Result<Permit, GatewayError> {
+        let now = self.clock.now();
+        let mut opened = self.open(demand.tenant, credential, now).await?;
+        loop {
+            let acting = opened.acting_scope(now);
+            if demand.access == Access::Customer && acting != Scope::Customer {
+                return Err(GatewayError::CustomerRequired);
+            }
+            let scope = if demand.inject == Inject::Anonymous { Scope::Anonymous } else { acting };
+            match opened.ready.freshness(scope, now) {
+                Freshness::Fresh | Freshness::Final => {}
+                Freshness::RefreshDue => self.renew_behind(&opened.ready, scope),
+                Freshness::Dead => return Err(GatewayError::SessionEnded),
+                Freshness::Expired => match self.renew_half(&opened.ready, scope).await? {
+                    Some(renewed) => opened.ready = renewed,
+                    // The half has ended. The visitor's half stays, so there may be another scope to act in.
+                    None if scope == Scope::Customer && opened.named.is_none() => {
+                        opened.ready = self.find(&opened.ready.key, now).await?;
+                        opened.scope = Scope::Anonymous;
+                        continue;
+                    }
+                    None => return Err(GatewayError::SessionEnded),
+                },
+            }
+            self.touch_behind(&opened.ready, now);
+            return permit(opened.ready, scope, demand, now);
+        }
+    }
+
+    async fn without_credential(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
+        if demand.access != Access::Guest || !demand.safe || !demand.visits.is_empty() {
+            return Err(GatewayError::SessionRequired);
+        }
+        let ready = self.shared_guest(demand.tenant).await?;
+        let half = ready.half(Scope::Anonymous).ok_or(GatewayError::Internal("a guest token without a half"))?;
+        self.metrics.emporix_saved.count(Saved::GuestShared);
+        Ok(Permit::shared(ready.clone(), half))
+    }
+
+    /// Opens the session that `credential` names.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        credential: &Credential,
+        now: Timestamp,
+    ) -> Result<Opened, GatewayError> {
+        let opened = match credential {
+            Credential::Handle(handle, others) => {
+                let opened = self.open_handle(handle, now).await?;
+                for other in others {
+                    self.judge(&opened.ready, other, now)?;
+                }
+                Opened { named: Some(opened.scope), ..opened }
+            }
+            Credential::Cookie(handle, named) => {
+                let opened = self.open_handle(handle, now).await?;
+                if *named > Some(opened.scope) {
+                    return Err(GatewayError::SessionEnded);
+                }
+                Opened { named: *named, ..opened }
+            }
+            Credential::Jwt(token) => self.open_jwt(tenant, token, now).await?,
+            Credential::Foreign(token) => self.open_foreign(tenant, token, now).await?,
+        };
+        if opened.ready.tenant == *tenant { Ok(opened) } else { Err(GatewayError::TenantMismatch) }
+    }
+
+    async fn open_handle(self: &Arc<Self>, handle: &Handle, now: Timestamp) -> Result<Opened, GatewayError> {
+        let ready = self.find(&handle.key, now).await?;
+        let scope = self.judge(&ready, handle, now)?;
+        Ok(Opened { ready, scope, named: None })
+    }
+
+    /// The scope of a handle of `ready`; a handle of the other transport opens nothing.
+    fn judge(self: &Arc<Self>, ready: &ReadySession, handle: &Handle, now: Timestamp) -> Result<Scope, GatewayError> {
+        if (ready.transport == Transport::Cookie) != (handle.kind == HandleKind::Cookie) {
+            return Err(GatewayError::SessionEnded);
+        }
+        match ready.verify(handle, now) {
+            Verified::Valid(scope) => Ok(scope),
+            Verified::Replaced(HandleKind::CustomerRefresh) => {
+                self.note_reuse(ready);
+                Err(GatewayError::SessionEnded)
+            }
+            Verified::Replaced(_) | Verified::Unknown => Err(GatewayError::SessionEnded),
+        }
+    }
+
+    /// Opens by the exact JWT that a login answered. Its verdict is cached until it expires.
+    async fn open_jwt(&self, tenant: &TenantId, token: &Token, now: Timestamp) -> Result<Opened, GatewayError> {
+        let known = self.known_tenant(tenant)?;
+        if !known.accept_jwt {
+            return Err(GatewayError::SessionEnded);
+        }
+        let alias = Alias::of(tenant.clone(), token.expose().as_bytes());
+        let hash = SecretHash::of(token.expose().as_bytes());
+        let key = match self.store.verdict(&alias, now) {
+            Some(key) => key,
+            None => {
+                let claims = match known.saas.verify(token).await {
+                    Ok(claims) => claims,
+                    Err(crate::identity::keys::Unverified::Bad(_)) => return Err(GatewayError::SessionEnded),
+                    Err(error) => return Err(error.into()),
+                };
+                let key = self.store.resolve(&alias).await?.ok_or(GatewayError::SessionEnded)?;
+                self.store.remember_verdict(alias, key, claims.expires_at);
+                key
+            }
+        };
+        let ready = self.find(&key, now).await?;
+        if !ready.holds_saas_token(&hash) {
+            return Err(GatewayError::SessionEnded);
+        }
+        Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })
+    }
+
+    /// The session, or that it is over.
+    pub(super) async fn find(&self, key: &SessionKey, now: Timestamp) -> Result<Arc<ReadySession>, GatewayError> {
+        if let Some(ready) = self.store.get(key, now) {
+            return Ok(ready);
+        }
+        self.store.load(key).await?.ok_or(GatewayError::SessionEnded)
+    }
+
+    /// Waits for renewed tokens; none when the half has ended.
+    pub(super) async fn renew_half(
+        self: &Arc<Self>,
+        ready: &ReadySession,
+        scope: Scope,
+    ) -> Result<Option<Arc<ReadySession>>, GatewayError> {
+        let seen = ready.half(scope).map_or(0, |half| half.generation);
+        match self.renew(&ready.key, scope, seen, Ask::WhenDue).await {
+            Renewal::Current(renewed) => Ok(Some(renewed)),
+            Renewal::Ended => Ok(None),
+            Renewal::Failed(error) => Err(error),
+        }
+    }
+
+    /// Renewed tokens in the place of those that upstream no longer honours; none when there are none to be had.
+    pub async fn renew_refused(self: &Arc<Self>, permit: &Permit, demand: &Demand<'_>) -> Option<Permit> {
+        let now = self.clock.now();
+        if permit.is_shared() {
+            let ready = self.renew_shared_guest(permit.tenant(), permit.key()).await.ok()?;
+            return Some(Permit::shared(ready.clone(), ready.half(Scope::Anonymous)?));
+        }
+        match self.renew(permit.key(), permit.scope(), permit.generation(), Ask::Now).await {
+            Renewal::Current(ready) => {
+                let newer = ready.half(permit.scope())?.generation != permit.generation();
+                newer.then(|| self::permit(ready, permit.scope(), demand, now).ok()).flatten()
+            }
+            Renewal::Ended | Renewal::Failed(_) => None,
+        }
+    }
+
+    fn renew_behind(self: &Arc<Self>, ready: &Arc<ReadySession>, scope: Scope) {
+        let seen = ready.half(scope).map_or(0, |half| half.generation);
+        // What is under way already, or failed a moment ago, needs no second start.
+        let _ = self.start_renewal(&ready.key, scope, seen, Ask::WhenDue);
+    }
+
+    /// Records the use of a session, when the last record of it is old enough.
+    fn touch_behind(self: &Arc<Self>, ready: &ReadySession, now: Timestamp) {
+        if !crate::session::Session::touch_is_due(ready.last_seen_at, now) || !self.flights.begin_touch(ready.key) {
+            return;
+        }
+        let (broker, key) = (self.clone(), ready.key);
+        self.runtime.spawn(async move {
+            let touched = broker
+                .store
+                .update(&key, |session| {
+                    session.last_seen_at = session.last_seen_at.max(now);
+                    crate::store::layered::Change::Save
+                })
+                .await;
+            if let Err(error) = touched {
+                tracing::debug!(session = %key, %error, "the use of a session could not be recorded");
+            }
+        });
+    }
+
+    /// What the client may know of its session. Does not count as a use of it.
+    ///
+    /// # Errors
+    /// When the credential opens none.
+    pub async fn view(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<SessionView, GatewayError> {
+        let now = self.clock.now();
+        let opened = self.open(tenant, credential, now).await?;
+        let scope = opened.acting_scope(now);
+        let half = opened.ready.half(scope).ok_or(GatewayError::SessionEnded)?;
+        Ok(SessionView {
+            kind: if scope == Scope::Customer { "customer" } else { "anonymous" },
+            tenant: opened.ready.tenant.to_string(),
+            customer_id: half.customer_id.as_deref().map(str::to_owned),
+            session_id: half.session_id.as_deref().map(str::to_owned),
+            expires_at: opened.ready.expires_at.seconds(),
+            saas_token_expires_at: half.saas.as_ref().map(|saas| saas.expires_at.seconds()),
+        })
+    }
+
+    /// The session that a cookie or handle opens, whatever its scope: for answers to requests that are no API calls.
+    ///
+    /// # Errors
+    /// When the credential opens none.
+    pub async fn opens(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<SessionKey, GatewayError> {
+        Ok(self.open(tenant, credential, self.clock.now()).await?.ready.key)
+    }
+}
+
+fn permit(
+    ready: Arc<ReadySession>,
+    scope: Scope,
+    demand: &Demand<'_>,
+    now: Timestamp,
+) -> Result<Permit, GatewayError> {
+    let half = ready.half(scope).ok_or(GatewayError::SessionEnded)?;
+    if demand.visits.iter().any(|visit| half.session_id.as_deref() != Some(visit)) {
+        return Err(GatewayError::VisitMismatch);
+    }
+    let saas_token = saas_token(half, scope, demand.saas_token, now)?;
+    Ok(Permit::new(ready.clone(), scope, half, saas_token))
+}
+
+fn saas_token(
+    half: &ReadyHalf,
+    scope: Scope,
+    wanted: SaasInjection,
+    now: Timestamp,
+) -> Result<Option<HeaderValue>, GatewayError> {
+    if scope == Scope::Anonymous || wanted == SaasInjection::Never {
+        return Ok(None);
+    }
+    match half.saas.as_ref().filter(|saas| now < saas.expires_at) {
+        Some(saas) => Ok(Some(saas.header.clone())),
+        None if wanted == SaasInjection::Required => Err(GatewayError::ReauthenticationRequired),
+        None => Ok(None),
+    }
+}

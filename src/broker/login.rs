@@ -1,0 +1,201 @@
+//! Signs customers in: password, social login, token exchange, opt-in.
+//! Authorised by the visitor's own token; what was presented before never gains the customer's rights.
+
+use std::sync::Arc;
+
+use super::granted::NewHandles;
+use super::{Broker, Credential, Granted, Tenant};
+use crate::clock::Timestamp;
+use crate::error::GatewayError;
+use crate::identity::{Grant, IdentityError, Issued, LoginFlow};
+use crate::session::{CustomerHalf, Scope, Session, TenantId, Token, Transport, saas_token};
+use crate::store::layered::Change;
+use crate::store::{Alias, CustomerName};
+use crate::telemetry::{Flow, LoginOutcome, SessionEvent};
+
+/// How a login is to be answered.
+#[derive(Clone, Copy, Debug)]
+pub struct LoginOptions {
+    /// How the credentials of a session that is born here travel.
+    pub transport: Transport,
+    /// Whether the client is no browser, and so may be given the real JWT where the tenant exposes it.
+    pub no_browser: bool,
+}
+
+impl Broker {
+    /// Signs a customer in.
+    ///
+    /// # Errors
+    /// When Emporix refuses, or anything on the way cannot serve. No session is left half made.
+    pub async fn login(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        credential: Option<&Credential>,
+        grant: Grant,
+        options: LoginOptions,
+    ) -> Result<Granted, GatewayError> {
+        let flow = flow(grant.flow());
+        let result = self.sign_in(tenant, credential, grant, options).await;
+        self.metrics.logins.count(
+            flow,
+            match &result {
+                Ok(_) => LoginOutcome::Success,
+                Err(error) if error.status() < 500 => LoginOutcome::Refused,
+                Err(_) => LoginOutcome::Failed,
+            },
+        );
+        result
+    }
+
+    async fn sign_in(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        credential: Option<&Credential>,
+        grant: Grant,
+        options: LoginOptions,
+    ) -> Result<Granted, GatewayError> {
+        let known = self.known_tenant(tenant)?;
+        let visitor = match credential {
+            Some(credential) => {
+                let opened = self.open(tenant, credential, self.clock.now()).await?;
+                self.store.load_record(&opened.ready.key).await?.ok_or(GatewayError::SessionEnded)?
+            }
+            None => self.mint_visitor(tenant, known.site.clone(), options.transport).await?,
+        };
+        let grant = of_this_visit(grant, &visitor)?;
+        let issued = self.exchange(&visitor, &grant).await?;
+        let (half, saas) = self.believe(known, &visitor, &issued).await?;
+        let session = self.upgrade(visitor, half, issued, saas.clone());
+        let mut granted = session.await?;
+        let exposed = known.expose_jwt && options.no_browser && granted.transport == Transport::Handle;
+        granted.exposed_saas = exposed.then_some(saas);
+        Ok(granted)
+    }
+
+    /// Exchanges the grant for tokens; an authorizer that just expired is renewed once, unseen.
+    async fn exchange(self: &Arc<Self>, visitor: &Session, grant: &Grant) -> Result<Issued, GatewayError> {
+        let authorizer = self.anonymous_token(visitor, None).await?;
+        match self.identity.login(&visitor.tenant, grant, &authorizer).await {
+            Err(IdentityError::AuthorizerRefused) => {
+                let authorizer = if visitor.revision == 0 {
+                    return Err(GatewayError::IdentityUnavailable("a new anonymous token is not honoured"));
+                } else {
+                    self.anonymous_token(visitor, Some(&authorizer)).await?
+                };
+                Ok(self.identity.login(&visitor.tenant, grant, &authorizer).await?)
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    /// Verifies the `saas_token` that came, and with it who the customer is.
+    async fn believe(
+        &self,
+        tenant: &Tenant,
+        visitor: &Session,
+        issued: &Issued,
+    ) -> Result<(CustomerHalf, Token), GatewayError> {
+        let saas = issued.unverified_saas.clone().ok_or(GatewayError::IdentityUnreadable("no saas_token"))?;
+        let claims = tenant.saas.verify(&saas).await?;
+        let mut tokens = issued.tokens.clone();
+        tokens.saas = Some(saas_token::accepted(saas.clone(), &claims));
+        let visit = visitor.session_id(Scope::Anonymous).map(str::to_owned);
+        let half = CustomerHalf {
+            tokens,
+            session_id: issued.session_id.clone().or(visit),
+            customer_id: claims.customer_id,
+            legal_entity_id: None,
+            signed_in_at: self.clock.now(),
+        };
+        Ok((half, saas))
+    }
+
+    /// Makes the visitor's session the customer's. Index first, then the record, then the epoch: a revocation that
+    /// comes between finds one or the other.
+    async fn upgrade(
+        self: &Arc<Self>,
+        visitor: Session,
+        half: CustomerHalf,
+        issued: Issued,
+        saas: Token,
+    ) -> Result<Granted, GatewayError> {
+        let now = half.signed_in_at;
+        let limits = *self.store.limits();
+        let customer = CustomerName::of(visitor.tenant.clone(), &half.customer_id);
+        let life = limits.absolute;
+        self.store.index(&customer, &visitor.key, life).await?;
+        let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
+        let mut replaced: Option<Token> = None;
+        let mut apply = |session: &mut Session| {
+            replaced = session.customer.as_ref().map(|half| half.tokens.access.clone());
+            session.upgrade(half.clone(), now, &limits);
+            handles.issue(session, Scope::Customer);
+            Change::Save
+        };
+        let session = if visitor.revision == 0 {
+            let mut session = visitor;
+            apply(&mut session);
+            self.store.create(&session).await?;
+            session
+        } else {
+            self.store.update(&visitor.key, &mut apply).await?.ok_or(GatewayError::SessionEnded)?
+        };
+        self.honour_epoch(&customer, &session, now).await?;
+        self.link_jwt(&session, &saas, life).await?;
+        if let Some(replaced) = replaced {
+            self.revoke_behind(session.tenant.clone(), replaced);
+        }
+        self.metrics.sessions.count(SessionEvent::CustomerSignedIn);
+        let mut granted = handles.granted(&session, Scope::Customer, now, &limits);
+        granted.has_saas = true;
+        granted.fields = issued.fields;
+        granted.number_form = issued.number_form;
+        Ok(granted)
+    }
+
+    /// A session signed in before its customer's epoch is over: somebody revoked all of them meanwhile.
+    pub(super) async fn honour_epoch(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        session: &Session,
+        signed_in_at: Timestamp,
+    ) -> Result<(), GatewayError> {
+        if self.store.customer(customer).await?.epoch < signed_in_at {
+            return Ok(());
+        }
+        self.store.remove(&session.key).await?;
+        Err(GatewayError::SessionEnded)
+    }
+
+    async fn link_jwt(
+        &self,
+        session: &Session,
+        saas: &Token,
+        life: std::time::Duration,
+    ) -> Result<(), GatewayError> {
+        if self.known_tenant(&session.tenant)?.accept_jwt {
+            let alias = Alias::of(session.tenant.clone(), saas.expose().as_bytes());
+            self.store.link(&alias, &session.key, life).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A social login belongs to the visit that makes it; a client that names another one is refused.
+fn of_this_visit(grant: Grant, visitor: &Session) -> Result<Grant, GatewayError> {
+    let Grant::Social { code, redirect_uri, code_verifier, state, session_id } = grant else { return Ok(grant) };
+    let own = visitor.session_id(Scope::Anonymous);
+    if session_id.is_some() && session_id.as_deref() != own {
+        return Err(GatewayError::BadRequest("session-id names another visit"));
+    }
+    Ok(Grant::Social { code, redirect_uri, code_verifier, state, session_id: own.map(str::to_owned) })
+}
+
+const fn flow(flow: LoginFlow) -> Flow {
+    match flow {
+        LoginFlow::Password => Flow::Password,
+        LoginFlow::Social => Flow::Social,
+        LoginFlow::Exchange => Flow::Exchange,
+        LoginFlow::OptIn => Flow::OptIn,
+    }
+}

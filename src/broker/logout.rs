@@ -1,0 +1,174 @@
+//! Ends sessions: one, all of a customer's, or all but one.
+//! The tombstone comes first, then upstream is told; a session that is refused once stays refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Broker, Credential, Permit};
+use crate::error::GatewayError;
+use crate::identity::IdentityError;
+use crate::session::{ReadySession, Scope, Session, SessionKey, TenantId, Token};
+use crate::store::CustomerName;
+use crate::telemetry::SessionEvent;
+
+impl Broker {
+    /// Logs the customer out: the whole family of credentials ends.
+    ///
+    /// # Errors
+    /// [`GatewayError::LogoutUnconfirmed`] when the store could not be told; the session is refused here all the same.
+    pub async fn logout(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<(), GatewayError> {
+        let ready = self.customer_session(tenant, credential).await?;
+        self.end(&ready).await
+    }
+
+    /// Logs the customer out on every device.
+    ///
+    /// # Errors
+    /// As for [`Broker::logout`].
+    pub async fn logout_all(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<(), GatewayError> {
+        let ready = self.customer_session(tenant, credential).await?;
+        let customer = customer_of(&ready)?;
+        self.store.raise_epoch(&customer, self.clock.now(), self.store.limits().absolute).await?;
+        self.end_sessions_of(&customer, None).await?;
+        self.end(&ready).await
+    }
+
+    /// Ends the customer's other sessions, after a change of password.
+    pub fn end_others_behind(self: &Arc<Self>, permit: &Permit) {
+        let (broker, key) = (self.clone(), *permit.key());
+        self.runtime.spawn(async move {
+            let ended = match broker.store.load(&key).await {
+                Ok(Some(ready)) => match customer_of(&ready) {
+                    Ok(customer) => broker.end_sessions_of(&customer, Some(key)).await,
+                    Err(error) => Err(error),
+                },
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = ended {
+                tracing::error!(session = %key, %error, "the customer's other sessions could not be ended");
+            }
+        });
+    }
+
+    async fn customer_session(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        credential: &Credential,
+    ) -> Result<Arc<ReadySession>, GatewayError> {
+        let now = self.clock.now();
+        let opened = self.open(tenant, credential, now).await?;
+        let is_customers = opened.scope == Scope::Customer && opened.ready.half(Scope::Customer).is_some();
+        if is_customers { Ok(opened.ready) } else { Err(GatewayError::CustomerRequired) }
+    }
+
+    /// Ends one session.
+    async fn end(self: &Arc<Self>, ready: &ReadySession) -> Result<(), GatewayError> {
+        let record = self.store.load_record(&ready.key).await;
+        let removed = self.store.remove(&ready.key).await;
+        self.announce_end(ready.key);
+        self.metrics.sessions.count(SessionEvent::LoggedOut);
+        let access = match &record {
+            Ok(record) => record.as_ref().and_then(customer_token),
+            Err(_) => bearer_token(ready),
+        };
+        if let Some(access) = access {
+            self.revoke_behind(ready.tenant.clone(), access);
+        }
+        if let Err(error) = removed {
+            tracing::warn!(session = %ready.key, %error, "a logout waits for the session store");
+            self.remove_behind(ready.key);
+            return Err(GatewayError::LogoutUnconfirmed);
+        }
+        tracing::info!(session = %ready.key, tenant = %ready.tenant, "logged out");
+        Ok(())
+    }
+
+    async fn end_sessions_of(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        except: Option<SessionKey>,
+    ) -> Result<(), GatewayError> {
+        for key in self.store.customer(customer).await?.keys {
+            if Some(key) == except {
+                continue;
+            }
+            let Some(session) = self.store.load_record(&key).await? else { continue };
+            let still_theirs = session
+                .customer
+                .as_ref()
+                .is_some_and(|half| CustomerName::of(session.tenant.clone(), &half.customer_id) == *customer);
+            if !still_theirs {
+                continue;
+            }
+            self.store.remove(&key).await?;
+            self.announce_end(key);
+            self.metrics.sessions.count(SessionEvent::RevokedElsewhere);
+            if let Some(access) = customer_token(&session) {
+                self.revoke_behind(session.tenant, access);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a session in the background, as soon as the store takes it.
+    pub(super) fn end_behind(self: &Arc<Self>, key: SessionKey) {
+        let broker = self.clone();
+        self.runtime.spawn(async move {
+            if broker.store.remove(&key).await.is_err() {
+                broker.remove_behind(key);
+            }
+            broker.announce_end(key);
+        });
+    }
+
+    /// Tells the store of an end for as long as it takes, within reason.
+    fn remove_behind(self: &Arc<Self>, key: SessionKey) {
+        const ATTEMPTS: u32 = 600;
+        let broker = self.clone();
+        self.runtime.spawn(async move {
+            for _ in 0..ATTEMPTS {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if broker.store.remove(&key).await.is_ok() {
+                    tracing::info!(session = %key, "a logout that waited is confirmed");
+                    return;
+                }
+            }
+            tracing::error!(session = %key, "a logout was never confirmed by the session store");
+        });
+    }
+
+    /// Tells Emporix that a token is over; bounded, and of no consequence for the client.
+    pub(super) fn revoke_behind(self: &Arc<Self>, tenant: TenantId, access: Token) {
+        let broker = self.clone();
+        self.runtime.spawn(async move {
+            for attempt in 0..broker.settings.revoke_attempts {
+                match broker.identity.revoke(&tenant, &access).await {
+                    Ok(()) => return,
+                    Err(IdentityError::Refused(refusal)) => {
+                        tracing::debug!(%tenant, status = refusal.status, "Emporix does not know the token any more");
+                        return;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(250 << attempt.min(6))).await,
+                }
+            }
+            tracing::warn!(%tenant, "Emporix could not be told of a logout");
+        });
+    }
+}
+
+fn customer_of(ready: &ReadySession) -> Result<CustomerName, GatewayError> {
+    let half = ready.half(Scope::Customer).ok_or(GatewayError::CustomerRequired)?;
+    let id = half.customer_id.as_deref().ok_or(GatewayError::CustomerRequired)?;
+    Ok(CustomerName::of(ready.tenant.clone(), id))
+}
+
+fn customer_token(session: &Session) -> Option<Token> {
+    session.customer.as_ref().map(|half| half.tokens.access.clone())
+}
+
+/// The customer's access token as the hot cache holds it.
+fn bearer_token(ready: &ReadySession) -> Option<Token> {
+    let bearer = &ready.half(Scope::Customer)?.bearer;
+    Token::parse(bearer.to_str().ok()?.strip_prefix("Bearer ")?)
+}

@@ -1,0 +1,168 @@
+//! What happens: exchanges a client's opaque credential for the token that upstream wants.
+//! Names no I/O crate; it asks the store and the identity provider through their seams.
+
+mod adopt;
+mod authenticate;
+mod authorizer;
+mod flights;
+mod granted;
+mod guest;
+mod login;
+mod logout;
+mod permit;
+mod refresh;
+mod visitor;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+pub use authenticate::{Demand, SessionView};
+pub use granted::Granted;
+pub use permit::Permit;
+
+use crate::clock::{Clock, Timestamp};
+use crate::config::{RefreshAuthorizer, RefreshReuse};
+use crate::error::GatewayError;
+use crate::identity::IdentityProvider;
+use crate::identity::keys::SaasVerifier;
+use crate::session::{Handle, Scope, SessionKey, SiteContext, TenantId, Token};
+use crate::store::{Invalidation, LayeredStore};
+use crate::telemetry::Metrics;
+use flights::Flights;
+use guest::GuestTokens;
+
+/// What a client presents.
+#[derive(Debug)]
+pub enum Credential {
+    /// A handle, and the others of the same session that came with it.
+    Handle(Handle, Vec<Handle>),
+    /// The cookie, and the scope that a placeholder names.
+    Cookie(Handle, Option<Scope>),
+    /// The very JWT that a login answered.
+    Jwt(Token),
+    /// A Bearer that this gateway did not issue.
+    Foreign(Token),
+}
+
+/// A tenant as the broker knows it.
+pub struct Tenant {
+    /// Its name.
+    pub id: TenantId,
+    /// The site of shared guest tokens and of visitors minted on demand.
+    pub site: SiteContext,
+    /// Checks its `saas_token`s.
+    pub saas: SaasVerifier,
+    /// Whether clients may present the JWT as their credential.
+    pub accept_jwt: bool,
+    /// Whether a login in handle transport may be answered with the real JWT.
+    pub expose_jwt: bool,
+    /// Until when foreign Bearers are taken into sessions.
+    pub adopt_until: Option<Timestamp>,
+}
+
+/// How the broker renews and revokes.
+#[derive(Clone, Copy, Debug)]
+pub struct BrokerSettings {
+    /// Which of the session's tokens authorises a customer's refresh.
+    pub refresh_authorizer: RefreshAuthorizer,
+    /// What reuse of a replaced refresh handle does.
+    pub refresh_reuse: RefreshReuse,
+    /// Bound on one token call; leases outlive it.
+    pub identity_timeout: Duration,
+    /// Attempts at telling Emporix of a logout.
+    pub revoke_attempts: u32,
+}
+
+/// Exchanges credentials.
+pub struct Broker {
+    store: LayeredStore,
+    identity: Arc<dyn IdentityProvider>,
+    tenants: HashMap<TenantId, Tenant>,
+    guests: GuestTokens,
+    flights: Flights,
+    settings: BrokerSettings,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    /// Where work goes on that must not end with the request that began it.
+    runtime: Runtime,
+    ended: broadcast::Sender<SessionKey>,
+}
+
+impl Broker {
+    /// A broker for `tenants`.
+    #[must_use]
+    pub fn new(
+        store: LayeredStore,
+        identity: Arc<dyn IdentityProvider>,
+        tenants: HashMap<TenantId, Tenant>,
+        settings: BrokerSettings,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+        runtime: Runtime,
+    ) -> Arc<Self> {
+        let guests = GuestTokens::new(tenants.keys().cloned());
+        let (ended, _) = broadcast::channel(1024);
+        let flights = Flights::default();
+        Arc::new(Self { store, identity, tenants, guests, flights, settings, clock, metrics, runtime, ended })
+    }
+
+    /// The tenant of this name.
+    #[must_use]
+    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
+        self.tenants.get(name)
+    }
+
+    /// The sessions that end from now on, in this process' knowledge.
+    #[must_use]
+    pub fn ended(&self) -> broadcast::Receiver<SessionKey> {
+        self.ended.subscribe()
+    }
+
+    /// Whether the session still lives, as far as can be known: what cannot be known does not end a stream.
+    pub async fn lives(&self, key: &SessionKey) -> bool {
+        !matches!(self.store.load(key).await, Ok(None))
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ready(&self) -> Result<(), GatewayError> {
+        Ok(self.store.ping().await?)
+    }
+
+    /// Follows what other replicas say; runs until dropped.
+    pub async fn listen(&self) {
+        let mut invalidations = self.store.invalidations();
+        loop {
+            let heard = match invalidations.recv().await {
+                Ok(invalidation) => invalidation,
+                Err(RecvError::Lagged(_)) => Invalidation::Everything,
+                Err(RecvError::Closed) => return,
+            };
+            self.store.hear(heard);
+            if let Invalidation::Ended(key) = heard {
+                self.announce_end(key);
+            }
+        }
+    }
+
+    /// Tells the metrics how much the hot cache holds.
+    pub fn report_size(&self) {
+        self.store.report_size();
+    }
+
+    fn announce_end(&self, key: SessionKey) {
+        // No stream is open where nobody listens.
+        let _ = self.ended.send(key);
+    }
+
+    fn known_tenant(&self, tenant: &TenantId) -> Result<&Tenant, GatewayError> {
+        self.tenants.get(tenant).ok_or(GatewayError::UnknownTenant)
+    }
+}

@@ -1,0 +1,72 @@
+//! The evidence that authentication happened.
+//! Only this room makes one, and headers are injected from nothing else.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::session::{ReadyHalf, ReadySession, Scope, SessionKey, TenantId};
+
+/// Proof that a request may pass, with the headers it passes with.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    session: Arc<ReadySession>,
+    scope: Scope,
+    generation: u64,
+    bearer: HeaderValue,
+    saas_token: Option<HeaderValue>,
+    shared: bool,
+}
+
+impl Permit {
+    pub(super) fn new(session: Arc<ReadySession>, scope: Scope, half: &ReadyHalf, saas_token: Option<HeaderValue>) -> Self {
+        let (generation, bearer) = (half.generation, half.bearer.clone());
+        Self { session, scope, generation, bearer, saas_token, shared: false }
+    }
+
+    pub(super) fn shared(session: Arc<ReadySession>, half: &ReadyHalf) -> Self {
+        Self { shared: true, ..Self::new(session, Scope::Anonymous, half, None) }
+    }
+
+    /// `Bearer …`.
+    #[must_use]
+    pub const fn authorization(&self) -> &HeaderValue {
+        &self.bearer
+    }
+
+    /// The `saas-token` header, where the route takes one.
+    #[must_use]
+    pub const fn saas_token(&self) -> Option<&HeaderValue> {
+        self.saas_token.as_ref()
+    }
+
+    /// The session; of a shared guest token, one that nobody else can name.
+    #[must_use]
+    pub fn key(&self) -> &SessionKey {
+        &self.session.key
+    }
+
+    /// The session's tenant.
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.session.tenant
+    }
+
+    /// Whose token is injected.
+    #[must_use]
+    pub const fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// The generation of the token that is injected.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the token is the tenant's shared guest token, and no session's.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        self.shared
+    }
+}
