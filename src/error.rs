@@ -23,6 +23,9 @@ pub enum GatewayError {
     /// A credential of a session that is over, or of none.
     #[error("the session is over or unknown")]
     SessionEnded,
+    /// The same, and the session itself is known not to exist: a browser may drop its cookie.
+    #[error("the session is over or unknown")]
+    SessionGone,
     /// A visitor asked for a customer's route.
     #[error("a signed-in customer is needed")]
     CustomerRequired,
@@ -100,7 +103,7 @@ impl GatewayError {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadTarget(_) | Self::BadRequest(_) | Self::CredentialConflict => 400,
-            Self::SessionRequired | Self::SessionEnded | Self::CustomerRequired | Self::ReauthenticationRequired => 401,
+            Self::SessionRequired | Self::SessionEnded | Self::SessionGone | Self::CustomerRequired | Self::ReauthenticationRequired => 401,
             Self::ProofRequired | Self::TenantMismatch | Self::VisitMismatch | Self::Denied => 403,
             Self::UnknownTenant | Self::UnknownRoute => 404,
             Self::MethodNotAllowed => 405,
@@ -125,7 +128,7 @@ impl GatewayError {
             Self::BadRequest(_) => "bad_request",
             Self::CredentialConflict => "credential_conflict",
             Self::SessionRequired => "session_required",
-            Self::SessionEnded => "session_ended",
+            Self::SessionEnded | Self::SessionGone => "session_ended",
             Self::CustomerRequired => "customer_required",
             Self::ReauthenticationRequired => "reauthentication_required",
             Self::ProofRequired => "proof_required",
@@ -183,7 +186,7 @@ impl GatewayError {
     #[must_use]
     pub const fn fault(&self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::SessionEnded => Some(("keymanagement.service.access_token_expired", "Access Token expired")),
+            Self::SessionEnded | Self::SessionGone => Some(("keymanagement.service.access_token_expired", "Access Token expired")),
             _ => None,
         }
     }

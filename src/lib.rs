@@ -10,9 +10,11 @@
 //! - [`session`] is what a session is: pure.
 //! - [`clock`], [`config`], [`error`] and [`telemetry`] stand at the side.
 
+pub mod app;
 pub mod broker;
 pub mod clock;
 pub mod config;
+pub mod edge;
 pub mod error;
 pub mod identity;
 pub mod session;

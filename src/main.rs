@@ -1,1 +1,92 @@
-fn main() {}
+//! The gateway's program: arguments, configuration, logs, and then the app.
+//! Exit codes: 0 done, 64 the configuration or the command is faulty, 69 something it needs is not there.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use emporix_gateway::app::{App, StartError};
+use emporix_gateway::clock::SystemClock;
+use emporix_gateway::config::{self, Config};
+use emporix_gateway::telemetry;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const FAULTY: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+
+/// Stands between storefronts and the Emporix commerce API, and owns every customer token.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the gateway.
+    Serve(ConfigFile),
+    /// Says all that is wrong with a configuration.
+    CheckConfig(ConfigFile),
+    /// Prints the configuration as it takes effect, secrets masked.
+    PrintConfig(ConfigFile),
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The YAML file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            // Where help cannot be printed, nothing can.
+            let _ = error.print();
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(FAULTY) };
+        }
+    };
+    match run(&arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            let _ = writeln!(std::io::stderr(), "{message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<(), (u8, String)> {
+    let (Command::Serve(file) | Command::CheckConfig(file) | Command::PrintConfig(file)) = command;
+    let config = config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))?;
+    match command {
+        Command::Serve(_) => serve(&config),
+        Command::CheckConfig(_) => {
+            emporix_gateway::app::check(&config).map_err(|error| (FAULTY, error))?;
+            say(&format!("{}: ok", file.config.display()))
+        }
+        Command::PrintConfig(_) => {
+            let text = serde_saphyr::to_string(&config).map_err(|error| (FAULTY, error.to_string()))?;
+            say(text.trim_end())
+        }
+    }
+}
+
+fn serve(config: &Config) -> Result<(), (u8, String)> {
+    telemetry::start_logging(&config.log, std::io::stderr).map_err(|error| (UNAVAILABLE, error.to_string()))?;
+    let code = |error: StartError| match error {
+        StartError::Config(message) => (FAULTY, message),
+        StartError::Unavailable(message) => (UNAVAILABLE, message),
+    };
+    App::new(config, Arc::new(SystemClock)).map_err(code)?.run().map_err(code)
+}
+
+fn say(text: &str) -> Result<(), (u8, String)> {
+    writeln!(std::io::stdout(), "{text}").map_err(|error| (UNAVAILABLE, error.to_string()))
+}

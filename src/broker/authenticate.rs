@@ -21,8 +21,8 @@ use crate::telemetry::{Decision, Saved};
 /// What a route demands of a request.
 #[derive(Debug)]
 pub struct Demand<'r> {
-    /// The tenant that the path, the host or a header names; every one of them.
-    pub tenant: &'r TenantId,
+    /// The tenant that the path, a header or the host names; where none does, the session's own.
+    pub tenant: Option<&'r TenantId>,
     /// Who may pass.
     pub access: Access,
     /// Whose token is injected.
@@ -139,7 +139,7 @@ impl Broker {
         if demand.access != Access::Guest || !demand.safe || !demand.visits.is_empty() {
             return Err(GatewayError::SessionRequired);
         }
-        let ready = self.shared_guest(demand.tenant).await?;
+        let ready = self.shared_guest(demand.tenant.ok_or(GatewayError::UnknownTenant)?).await?;
         let half = ready.half(Scope::Anonymous).ok_or(GatewayError::Internal("a guest token without a half"))?;
         self.metrics.emporix_saved.count(Saved::GuestShared);
         Ok(Permit::shared(ready.clone(), half))
@@ -148,10 +148,11 @@ impl Broker {
     /// Opens the session that `credential` names.
     pub(super) async fn open(
         self: &Arc<Self>,
-        tenant: &TenantId,
+        tenant: Option<&TenantId>,
         credential: &Credential,
         now: Timestamp,
     ) -> Result<Opened, GatewayError> {
+        let named_tenant = || tenant.ok_or(GatewayError::UnknownTenant);
         let opened = match credential {
             Credential::Handle(handle, others) => {
                 let opened = self.open_handle(handle, now).await?;
@@ -167,10 +168,10 @@ impl Broker {
                 }
                 Opened { named: *named, ..opened }
             }
-            Credential::Jwt(token) => self.open_jwt(tenant, token, now).await?,
-            Credential::Foreign(token) => self.open_foreign(tenant, token, now).await?,
+            Credential::Jwt(token) => self.open_jwt(named_tenant()?, token, now).await?,
+            Credential::Foreign(token) => self.open_foreign(named_tenant()?, token, now).await?,
         };
-        if opened.ready.tenant == *tenant { Ok(opened) } else { Err(GatewayError::TenantMismatch) }
+        if tenant.is_none_or(|tenant| opened.ready.tenant == *tenant) { Ok(opened) } else { Err(GatewayError::TenantMismatch) }
     }
 
     async fn open_handle(self: &Arc<Self>, handle: &Handle, now: Timestamp) -> Result<Opened, GatewayError> {
@@ -190,7 +191,8 @@ impl Broker {
                 self.note_reuse(ready);
                 Err(GatewayError::SessionEnded)
             }
-            Verified::Replaced(_) | Verified::Unknown => Err(GatewayError::SessionEnded),
+            Verified::Replaced(_) => Err(GatewayError::SessionEnded),
+            Verified::Unknown => Err(GatewayError::SessionGone),
         }
     }
 
@@ -227,7 +229,7 @@ impl Broker {
         if let Some(ready) = self.store.get(key, now) {
             return Ok(ready);
         }
-        self.store.load(key).await?.ok_or(GatewayError::SessionEnded)
+        self.store.load(key).await?.ok_or(GatewayError::SessionGone)
     }
 
     /// Waits for renewed tokens; none when the half has ended.
@@ -290,7 +292,7 @@ impl Broker {
     ///
     /// # Errors
     /// When the credential opens none.
-    pub async fn view(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<SessionView, GatewayError> {
+    pub async fn view(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<SessionView, GatewayError> {
         let now = self.clock.now();
         let opened = self.open(tenant, credential, now).await?;
         let scope = opened.acting_scope(now);
@@ -305,13 +307,6 @@ impl Broker {
         })
     }
 
-    /// The session that a cookie or handle opens, whatever its scope: for answers to requests that are no API calls.
-    ///
-    /// # Errors
-    /// When the credential opens none.
-    pub async fn opens(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<SessionKey, GatewayError> {
-        Ok(self.open(tenant, credential, self.clock.now()).await?.ready.key)
-    }
 }
 
 fn permit(

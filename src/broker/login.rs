@@ -57,7 +57,7 @@ impl Broker {
         let known = self.known_tenant(tenant)?;
         let visitor = match credential {
             Some(credential) => {
-                let opened = self.open(tenant, credential, self.clock.now()).await?;
+                let opened = self.open(Some(tenant), credential, self.clock.now()).await?;
                 self.store.load_record(&opened.ready.key).await?.ok_or(GatewayError::SessionEnded)?
             }
             None => self.mint_visitor(tenant, known.site.clone(), options.transport).await?,

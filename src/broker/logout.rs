@@ -16,7 +16,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`GatewayError::LogoutUnconfirmed`] when the store could not be told; the session is refused here all the same.
-    pub async fn logout(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<(), GatewayError> {
+    pub async fn logout(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
         self.end(&ready).await
     }
@@ -25,7 +25,7 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::logout`].
-    pub async fn logout_all(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<(), GatewayError> {
+    pub async fn logout_all(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
         let customer = customer_of(&ready)?;
         self.store.raise_epoch(&customer, self.clock.now(), self.store.limits().absolute).await?;
@@ -53,7 +53,7 @@ impl Broker {
 
     async fn customer_session(
         self: &Arc<Self>,
-        tenant: &TenantId,
+        tenant: Option<&TenantId>,
         credential: &Credential,
     ) -> Result<Arc<ReadySession>, GatewayError> {
         let now = self.clock.now();

@@ -23,7 +23,11 @@ use tokio::sync::broadcast::error::RecvError;
 
 pub use authenticate::{Demand, SessionView};
 pub use granted::Granted;
+pub use login::LoginOptions;
 pub use permit::Permit;
+
+pub use crate::identity::answer::is_expiry_fault;
+pub use crate::identity::{Fields, Grant, NumberForm};
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::{RefreshAuthorizer, RefreshReuse};

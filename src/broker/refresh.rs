@@ -386,7 +386,7 @@ impl Broker {
         legal_entity: Option<String>,
     ) -> Result<Granted, GatewayError> {
         let now = self.clock.now();
-        let opened = self.open(tenant, credential, now).await?;
+        let opened = self.open(Some(tenant), credential, now).await?;
         if opened.acting_scope(now) != Scope::Customer {
             return Err(GatewayError::SessionEnded);
         }

@@ -25,7 +25,7 @@ impl Broker {
         transport: Transport,
     ) -> Result<Granted, GatewayError> {
         let opened = match credential {
-            Some(credential) => match self.open(tenant, credential, self.clock.now()).await {
+            Some(credential) => match self.open(Some(tenant), credential, self.clock.now()).await {
                 Ok(opened) => Some(opened.ready.key),
                 Err(error) if error.status() >= 500 => return Err(error),
                 Err(_) => None,
@@ -102,7 +102,7 @@ impl Broker {
         credential: &Credential,
     ) -> Result<Granted, GatewayError> {
         let now = self.clock.now();
-        let opened = self.open(tenant, credential, now).await?;
+        let opened = self.open(Some(tenant), credential, now).await?;
         let seen = opened.ready.half(Scope::Anonymous).map_or(0, |half| half.generation);
         let renewal = match opened.ready.freshness(Scope::Anonymous, now) {
             Freshness::Fresh | Freshness::Final => {

@@ -1,0 +1,303 @@
+//! Puts the rooms together and runs them: configuration in, listeners out.
+//! Nothing is half started: what can be known to fail is tried before the first listener opens.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use pingora::listeners::tls::TlsSettings;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::listening::Service;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::broker::{Broker, BrokerSettings, Tenant};
+use crate::clock::{Clock, Timestamp};
+use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection, TlsSection};
+use crate::edge::Gateway;
+use crate::edge::admin::Admin;
+use crate::identity::emporix::{self, Emporix};
+use crate::identity::keys::SaasVerifier;
+use crate::session::{LifeLimits, SiteContext, TenantId};
+use crate::store::memory::MemoryStore;
+use crate::store::redis::RedisStore;
+use crate::store::seal::Keyring;
+use crate::store::{LayeredStore, SessionStore};
+use crate::telemetry::Metrics;
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration asks for something that cannot be.
+    #[error("{0}")]
+    Config(String),
+    /// Something outside the gateway is in the way.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The gateway, ready to run.
+pub struct App {
+    gateway: Arc<Gateway>,
+    admin: Admin,
+    metrics: Arc<Metrics>,
+    public: SocketAddr,
+    admin_address: SocketAddr,
+    tls: Option<TlsSection>,
+    threads: usize,
+    drain_timeout: Duration,
+    draining: Arc<AtomicBool>,
+    stop: Arc<Notify>,
+    /// Last to be dropped: work that must not end with a request goes on here.
+    runtime: Runtime,
+}
+
+impl App {
+    /// Builds the rooms of `config`.
+    ///
+    /// # Errors
+    /// What cannot be used or reached.
+    pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        // A provider that is installed already is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("background")
+            .enable_all()
+            .build()
+            .map_err(|error| StartError::Unavailable(format!("no threads can be started: {error}")))?;
+        let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
+        let store = store(config, &clock, &runtime)?;
+        let broker = broker(config, store, &clock, &metrics, &runtime)?;
+        let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
+        let gateway = Arc::new(gateway);
+        if let Some(tls) = &config.listen.tls {
+            check_certificate(tls)?;
+        }
+        runtime.block_on(gateway.resolve());
+        let draining = Arc::new(AtomicBool::new(false));
+        let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone());
+        runtime.spawn(async move { broker.listen().await });
+        runtime.spawn({
+            let gateway = gateway.clone();
+            async move { gateway.keep_resolved().await }
+        });
+        Ok(Self {
+            gateway,
+            admin,
+            metrics,
+            public: config.listen.public,
+            admin_address: config.admin.listen,
+            tls: config.listen.tls.clone(),
+            threads: config.listen.threads,
+            drain_timeout: config.listen.drain_timeout,
+            draining,
+            stop: Arc::new(Notify::new()),
+            runtime,
+        })
+    }
+
+    /// What stops the gateway as SIGTERM does.
+    #[must_use]
+    pub fn stopper(&self) -> Arc<Notify> {
+        self.stop.clone()
+    }
+
+    /// The gateway's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
+    /// Runs until told to stop, and until the requests under way have ended. Blocks: call it outside any runtime.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub fn run(self) -> Result<(), StartError> {
+        for (key, address) in [("listen.public", self.public), ("admin.listen", self.admin_address)] {
+            TcpListener::bind(address)
+                .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
+        }
+        let conf = ServerConf { threads: self.threads, work_stealing: false, ..ServerConf::default() };
+        let mut server = Server::new_with_opt_and_conf(None, conf);
+        server.bootstrap();
+        let mut public = Service::new("public".to_owned(), self.gateway.listener());
+        match &self.tls {
+            None => public.add_tcp(&self.public.to_string()),
+            Some(tls) => public.add_tls_with_settings(&self.public.to_string(), None, tls_settings(tls)?),
+        }
+        server.add_service(public);
+        let mut admin = Service::new("admin".to_owned(), self.admin.clone());
+        admin.threads = Some(1);
+        admin.add_tcp(&self.admin_address.to_string());
+        server.add_service(admin);
+        tracing::info!(public = %self.public, admin = %self.admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
+        let shutdown = Shutdown {
+            gateway: self.gateway.clone(),
+            draining: self.draining,
+            stop: self.stop,
+            drain_timeout: self.drain_timeout,
+        };
+        server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
+        tracing::info!("stopped");
+        self.runtime.shutdown_timeout(Duration::from_secs(2));
+        Ok(())
+    }
+}
+
+/// What of a configuration can only be known by building with it: routes, keys, certificates.
+///
+/// # Errors
+/// The first thing that cannot be used.
+pub fn check(config: &Config) -> Result<(), String> {
+    Gateway::check(config)?;
+    match &config.listen.tls {
+        Some(tls) => check_certificate(tls).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
+}
+
+fn store(config: &Config, clock: &Arc<dyn Clock>, runtime: &Runtime) -> Result<Arc<dyn SessionStore>, StartError> {
+    match config.store.kind {
+        StoreKind::Memory => Ok(Arc::new(MemoryStore::new(clock.clone(), config.store.memory.max_sessions))),
+        StoreKind::Redis => {
+            let keyring = Keyring::new(&config.store.seal)
+                .ok_or_else(|| StartError::Config("store.seal: the keys cannot be used".to_owned()))?;
+            let store = RedisStore::new(&config.store.redis, keyring, clock.clone())
+                .map_err(|error| StartError::Config(format!("store.redis: {error}")))?;
+            let store = Arc::new(store);
+            let tended = store.clone();
+            runtime.spawn(async move { tended.tend().await });
+            Ok(store)
+        }
+    }
+}
+
+fn broker(
+    config: &Config,
+    store: Arc<dyn SessionStore>,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+    runtime: &Runtime,
+) -> Result<Arc<Broker>, StartError> {
+    let client = emporix::client(config.identity.timeout)
+        .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))?;
+    let client_ids = config.tenants.iter().map(|(id, tenant)| (id.clone(), tenant.client_id.clone())).collect();
+    let identity =
+        Emporix::new(client.clone(), &config.upstream.base_url, client_ids, clock.clone(), metrics.clone())
+            .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
+    let tenants: HashMap<TenantId, Tenant> = config
+        .tenants
+        .iter()
+        .map(|(id, section)| (id.clone(), tenant(id.clone(), section, client.clone(), clock.clone())))
+        .collect();
+    let limits = LifeLimits {
+        visitor_idle: config.session.visitor_idle,
+        customer_idle: config.session.customer_idle,
+        absolute: config.session.absolute,
+        refresh_margin: config.refresh.margin,
+    };
+    let layered = LayeredStore::new(store, config.hot_cache.clone(), limits, clock.clone(), metrics.clone());
+    let settings = BrokerSettings {
+        refresh_authorizer: config.identity.refresh_authorizer,
+        refresh_reuse: config.refresh.reuse,
+        identity_timeout: config.identity.timeout,
+        revoke_attempts: config.identity.revoke_attempts,
+    };
+    let handle = runtime.handle().clone();
+    Ok(Broker::new(layered, Arc::new(identity), tenants, settings, clock.clone(), metrics.clone(), handle))
+}
+
+fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock: Arc<dyn Clock>) -> Tenant {
+    let SiteSection { currency, site_code, language, target_location } = section.site.clone();
+    let until = section.foreign_bearer.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
+    let adopts = section.foreign_bearer.mode == ForeignBearerMode::Adopt;
+    Tenant {
+        id,
+        site: SiteContext { currency, site_code, language, target_location },
+        saas: SaasVerifier::new(&section.saas_token, client, clock),
+        accept_jwt: section.saas_token.accept,
+        expose_jwt: section.saas_token.expose,
+        adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
+    }
+}
+
+/// Reads certificate and key as the listener will: it would panic on what cannot be used.
+fn check_certificate(tls: &TlsSection) -> Result<(), StartError> {
+    let unusable = |key: &str, file: &std::path::Path, why: String| {
+        StartError::Config(format!("listen.tls.{key}: {}: {why}", file.display()))
+    };
+    let certificates = CertificateDer::pem_file_iter(&tls.certificate_file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unusable("certificate_file", &tls.certificate_file, error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(unusable("certificate_file", &tls.certificate_file, "no certificate in it".to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_file(&tls.key_file)
+        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
+    rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
+    Ok(())
+}
+
+/// HTTP/2 and HTTP/1.1 by ALPN: browsers open WebSockets over the latter.
+fn tls_settings(tls: &TlsSection) -> Result<TlsSettings, StartError> {
+    let (certificate, key) = (tls.certificate_file.to_string_lossy(), tls.key_file.to_string_lossy());
+    let mut settings =
+        TlsSettings::intermediate(&certificate, &key).map_err(|error| StartError::Config(error.to_string()))?;
+    settings.enable_h2();
+    Ok(settings)
+}
+
+/// Waits for the word to stop, then for the requests under way.
+struct Shutdown {
+    gateway: Arc<Gateway>,
+    draining: Arc<AtomicBool>,
+    stop: Arc<Notify>,
+    drain_timeout: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Shutdown {
+    async fn recv(&self) -> ShutdownSignal {
+        if self.told_to_drain().await {
+            self.draining.store(true, Ordering::Release);
+            self.gateway.drain();
+            tracing::info!(under_way = self.gateway.under_way(), "draining");
+            // What is still under way after the bound is cut off.
+            let _ = tokio::time::timeout(self.drain_timeout, self.idle()).await;
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Shutdown {
+    /// Waits for SIGTERM or SIGINT; the latter does not wait for anything.
+    async fn told_to_drain(&self) -> bool {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            self.stop.notified().await;
+            return true;
+        };
+        tokio::select! {
+            _ = terminate.recv() => true,
+            () = self.stop.notified() => true,
+            _ = interrupt.recv() => false,
+        }
+    }
+
+    async fn idle(&self) {
+        while self.gateway.under_way() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! API requests: from the head to a permit, then forward.
+//! Browsers without a session get one on the way; nobody else does.
+
+use std::borrow::Cow;
+
+use http::header::{HeaderValue, SET_COOKIE};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+use serde::Deserialize;
+
+use super::forward::{Passage, Upload};
+use super::proof::{self, Exposure};
+use super::route::ApiRoute;
+use super::slots::Presented;
+use super::target::{Target, is_visit_name};
+use super::{Ended, Gateway, Visit};
+use crate::broker::{Credential, Demand};
+use crate::config::routes::{Access, RouteLimit};
+use crate::error::GatewayError;
+use crate::session::Transport;
+
+impl Gateway {
+    /// The way of an API request.
+    pub(super) async fn api_request(
+        &self,
+        http: &mut ServerSession,
+        route: &ApiRoute,
+        target: &Target<'_>,
+        visit: &mut Visit,
+    ) -> Result<Ended, GatewayError> {
+        if target.carries_credential() {
+            return Err(GatewayError::BadTarget("it carries a credential"));
+        }
+        let address = self.client_address(http);
+        let head = http.req_header();
+        let visits = visits(head, target)?;
+        let presented = Presented::in_headers(&head.headers, self.cookies.name());
+        visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
+        let presented = presented?;
+        let safe = head.method.is_safe();
+        let exposure = Exposure {
+            rides_on_cookie: presented.cookie || presented.placeholder,
+            may_set_cookie: false,
+            changes_state: !safe || http.is_upgrade_req(),
+        };
+        proof::demand(&head.headers, self.origins(visit.tenant.as_ref()), exposure)?;
+        let came_with_cookie = presented.cookie;
+        let mut credential = Self::noted(visit, presented);
+        let mut answer_headers = std::mem::take(&mut visit.cors);
+        if credential.is_none() && !came_with_cookie && self.creates_visitor(route, head, visit)? {
+            self.limits.visitor(address)?;
+            let tenant = visit.tenant.as_ref().ok_or(GatewayError::UnknownTenant)?;
+            let cookie = self.broker.visitor_on_demand(tenant).await?;
+            answer_headers.push((SET_COOKIE, self.cookies.set(&cookie)));
+            credential = Some(Credential::Cookie(cookie, None));
+        }
+        let named: Vec<&str> = visits.iter().map(AsRef::as_ref).collect();
+        let demand = Demand {
+            tenant: visit.tenant.as_ref(),
+            access: route.access,
+            inject: route.inject,
+            saas_token: route.saas_token,
+            visits: &named,
+            safe,
+        };
+        let permit = match self.broker.authenticate(&demand, credential.as_ref()).await {
+            Ok(permit) => permit,
+            Err(error) => {
+                visit.cors = answer_headers;
+                return Err(error);
+            }
+        };
+        let visits = visits.into_iter().map(Cow::into_owned).collect();
+        let upload = self.take_upload(http, route).await?;
+        if route.limit == RouteLimit::SignIn {
+            self.limits.sign_in(address, account(&upload).as_deref())?;
+        }
+        let client = address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok());
+        let passage = Passage { route, tenant: visit.tenant.clone(), permit, visits, client, answer_headers };
+        self.forward(http, passage, upload).await
+    }
+
+    /// Whether this request brings a visitor into being: a browser's, on a route that needs one, with proof.
+    fn creates_visitor(&self, route: &ApiRoute, head: &RequestHeader, visit: &Visit) -> Result<bool, GatewayError> {
+        let Some(tenant) = visit.tenant.as_ref().and_then(|tenant| self.tenants.get(tenant)) else { return Ok(false) };
+        if route.access != Access::Visitor || tenant.transport_at_birth(&head.headers) != Transport::Cookie {
+            return Ok(false);
+        }
+        let exposure = Exposure { rides_on_cookie: false, may_set_cookie: true, changes_state: true };
+        proof::demand(&head.headers, &tenant.origins, exposure)?;
+        Ok(true)
+    }
+}
+
+/// The ids of visits that a request names, in its query and its headers.
+fn visits<'r>(head: &'r RequestHeader, target: &Target<'r>) -> Result<Vec<Cow<'r, str>>, GatewayError> {
+    let mut visits: Vec<Cow<'_, str>> = target.visits().collect();
+    for (name, value) in &head.headers {
+        if name.as_str().len() <= 10 && is_visit_name(name.as_str()) {
+            visits.push(Cow::Borrowed(value.to_str().map_err(|_| GatewayError::VisitMismatch)?));
+        }
+    }
+    Ok(visits)
+}
+
+/// The account that a sign-up or reset names in its body.
+fn account(upload: &Upload) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        email: Option<String>,
+    }
+    let Upload::Held(body) = upload else { return None };
+    serde_json::from_slice::<Named>(body).ok()?.email
+}

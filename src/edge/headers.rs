@@ -1,0 +1,276 @@
+//! Header hygiene both ways, as pure functions over borrowed heads.
+//! What leaves upstream carries one `Authorization` and at most one `saas-token`, both ours; what comes back is private.
+
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
+    ORIGIN, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use super::slots::{SAAS_TOKEN, value_of};
+use crate::broker::Permit;
+use crate::error::GatewayError;
+
+const SAAS_TOKEN_HEADER: HeaderName = HeaderName::from_static(SAAS_TOKEN);
+const LEGAL_ENTITY: HeaderName = HeaderName::from_static("legal-entity-id");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The header by which a storefront proves that the request is its own.
+pub(super) const PROOF: &str = "x-emporix-gateway";
+
+/// Names that no alias in `_` or `.` may imitate: some backends read those as `-`.
+const GUARDED: [&str; 14] = [
+    "authorization",
+    "saas-token",
+    "legal-entity-id",
+    "legalentityid",
+    "cookie",
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "session-id",
+    "sessionid",
+    "emporix-tenant",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+];
+
+/// What the upstream request is made of, beside the client's head.
+pub(super) struct Outgoing<'o> {
+    pub(super) permit: &'o Permit,
+    pub(super) cookie_name: &'o str,
+    /// The API's own name.
+    pub(super) host: &'o HeaderValue,
+    pub(super) client: Option<&'o HeaderValue>,
+    pub(super) secure: bool,
+    pub(super) upgrade: bool,
+    pub(super) body: Framing,
+}
+
+/// How the upstream request's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+}
+
+/// The upstream request's head: the client's, stripped, with what the permit allows injected.
+pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<RequestHeader, GatewayError> {
+    let fits = |_| GatewayError::BadRequest("the head cannot be forwarded");
+    let size = Some(client.headers.len() + 6);
+    let mut head = RequestHeader::build_no_case(client.method.clone(), client.raw_path(), size).map_err(fits)?;
+    head.set_version(Version::HTTP_11);
+    let nominated = nominated(&client.headers);
+    for (name, value) in &client.headers {
+        if *name == COOKIE || is_never_forwarded(name) || nominated.iter().any(|known| known == name.as_str()) {
+            continue;
+        }
+        head.append_header(name.clone(), value.clone()).map_err(fits)?;
+    }
+    if let Some(cookies) = cookies_of_others(&client.headers, with.cookie_name) {
+        head.append_header(COOKIE, cookies).map_err(fits)?;
+    }
+    head.append_header(HOST, with.host.clone()).map_err(fits)?;
+    head.append_header(AUTHORIZATION, with.permit.authorization().clone()).map_err(fits)?;
+    if let Some(saas_token) = with.permit.saas_token() {
+        head.append_header(SAAS_TOKEN_HEADER, saas_token.clone()).map_err(fits)?;
+    }
+    if let Some(address) = with.client {
+        head.append_header(X_FORWARDED_FOR, address.clone()).map_err(fits)?;
+    }
+    let scheme = if with.secure { "https" } else { "http" };
+    head.append_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme)).map_err(fits)?;
+    if let Some(host) = client.headers.get(HOST) {
+        head.append_header(X_FORWARDED_HOST, host.clone()).map_err(fits)?;
+    }
+    match with.body {
+        Framing::None => {}
+        Framing::Length(length) => {
+            head.append_header(CONTENT_LENGTH, HeaderValue::from(length)).map_err(fits)?;
+        }
+        Framing::Chunked => {
+            head.append_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).map_err(fits)?;
+        }
+    }
+    if with.upgrade {
+        head.append_header(CONNECTION, HeaderValue::from_static("upgrade")).map_err(fits)?;
+        head.append_header(UPGRADE, HeaderValue::from_static("websocket")).map_err(fits)?;
+    }
+    Ok(head)
+}
+
+/// Hop-by-hop fields (RFC 9110, section 7.6.1), what is rebuilt, and what only the gateway may say.
+fn is_never_forwarded(name: &HeaderName) -> bool {
+    is_hop_by_hop(name)
+        || *name == AUTHORIZATION
+        || *name == SAAS_TOKEN_HEADER
+        || *name == LEGAL_ENTITY
+        || *name == HOST
+        || *name == CONTENT_LENGTH
+        || *name == EXPECT
+        || *name == FORWARDED
+        || *name == ORIGIN
+        || name.as_str() == PROOF
+        || name.as_str() == "legalentityid"
+        || name.as_str().starts_with("x-forwarded-")
+        || name.as_str() == "x-real-ip"
+        || imitates_guarded(name.as_str())
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == CONNECTION
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+        || *name == PROXY_AUTHORIZATION
+        || *name == TE
+        || *name == TRAILER
+        || *name == TRANSFER_ENCODING
+        || *name == UPGRADE
+}
+
+fn imitates_guarded(name: &str) -> bool {
+    if !name.bytes().any(|b| b == b'_' || b == b'.') {
+        return false;
+    }
+    let folded: String = name.chars().map(|c| if matches!(c, '_' | '.') { '-' } else { c }).collect();
+    GUARDED.contains(&folded.as_str())
+}
+
+/// The fields that `Connection` nominates: gone with it, but never what the gateway adds itself.
+fn nominated(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .filter(|name| !matches!(name.as_str(), "" | "keep-alive" | "close" | "upgrade"))
+        .collect()
+}
+
+/// The client's cookies without ours, joined as HTTP/1.1 wants them. A field without ours is shared, not copied.
+fn cookies_of_others(headers: &HeaderMap, our_name: &str) -> Option<HeaderValue> {
+    let mut fields = headers.get_all(COOKIE).iter();
+    let (first, second) = (fields.next()?, fields.next());
+    let is_ours = |pair: &[u8]| value_of(pair, our_name).is_some();
+    if second.is_none() && !first.as_bytes().split(|b| *b == b';').any(is_ours) {
+        return Some(first.clone());
+    }
+    let mut joined = Vec::new();
+    for field in headers.get_all(COOKIE) {
+        for pair in field.as_bytes().split(|b| *b == b';').map(<[u8]>::trim_ascii) {
+            if pair.is_empty() || is_ours(pair) {
+                continue;
+            }
+            if !joined.is_empty() {
+                joined.extend_from_slice(b"; ");
+            }
+            joined.extend_from_slice(pair);
+        }
+    }
+    if joined.is_empty() { None } else { HeaderValue::from_bytes(&joined).ok() }
+}
+
+/// The downstream response's head: upstream's, stripped, and private where a session was used.
+pub(super) fn incoming(
+    upstream: &ResponseHeader,
+    cookie_name: &str,
+    used_session: bool,
+    keep_upgrade: bool,
+) -> Result<ResponseHeader, GatewayError> {
+    let fits = |_| GatewayError::UpstreamFailed("its response head cannot be forwarded");
+    let mut head = ResponseHeader::build_no_case(upstream.status, Some(upstream.headers.len() + 4)).map_err(fits)?;
+    head.set_version(Version::HTTP_11);
+    let nominated = nominated(&upstream.headers);
+    for (name, value) in &upstream.headers {
+        let ours = *name == SET_COOKIE && sets_our_cookie(value, cookie_name);
+        let upgrade = keep_upgrade && *name == UPGRADE;
+        let cors = name.as_str().starts_with("access-control-");
+        let dropped = (is_hop_by_hop(name) && !upgrade) || nominated.iter().any(|known| known == name.as_str());
+        if ours || cors || dropped || (used_session && *name == CACHE_CONTROL) {
+            continue;
+        }
+        head.append_header(name.clone(), value.clone()).map_err(fits)?;
+    }
+    if used_session {
+        head.insert_header(CACHE_CONTROL, privately_cached(&upstream.headers)).map_err(fits)?;
+    }
+    Ok(head)
+}
+
+fn sets_our_cookie(value: &HeaderValue, name: &str) -> bool {
+    value.as_bytes().split(|b| *b == b';').next().is_some_and(|pair| {
+        let pair = pair.trim_ascii_start();
+        let end = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
+        pair[..end].trim_ascii().eq_ignore_ascii_case(name.as_bytes())
+    })
+}
+
+/// `private` with what upstream allowed a private cache; `no-store` where it said nothing.
+fn privately_cached(headers: &HeaderMap) -> HeaderValue {
+    let said: Vec<&str> = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).collect();
+    if said.is_empty() {
+        return HeaderValue::from_static("no-store");
+    }
+    let kept = said.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|directive| {
+        let name = directive.split('=').next().unwrap_or_default().to_ascii_lowercase();
+        !matches!(name.as_str(), "" | "public" | "private" | "s-maxage")
+    });
+    let directives: Vec<&str> = std::iter::once("private").chain(kept).collect();
+    HeaderValue::from_str(&directives.join(", ")).unwrap_or(HeaderValue::from_static("no-store"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn aliases_of_injected_names_do_not_pass() {
+        for name in ["saas_token", "saas.token", "legal_entity_id", "session_id", "x_forwarded_for", "emporix.tenant"] {
+            assert!(is_never_forwarded(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["x-version", "accept-language", "emporix-tenant", "session-id", "my_own.header"] {
+            assert!(!is_never_forwarded(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_our_cookie_is_taken_out_and_the_others_are_joined() {
+        let name = "__Host-emporix-session";
+        let split = map(&[("cookie", "a=1; __Host-emporix-session=eg_k_x"), ("cookie", "b=2")]);
+        assert_eq!(cookies_of_others(&split, name).unwrap(), "a=1; b=2");
+        assert!(cookies_of_others(&map(&[("cookie", "__Host-emporix-session=eg_k_x")]), name).is_none());
+        assert_eq!(cookies_of_others(&map(&[("cookie", "a=1;b=2")]), name).unwrap(), "a=1;b=2");
+    }
+
+    #[test]
+    fn what_a_session_received_is_private() {
+        for (said, expected) in [
+            (&[][..], "no-store"),
+            (&[("cache-control", "public, max-age=60, s-maxage=90")][..], "private, max-age=60"),
+            (&[("cache-control", "no-cache")][..], "private, no-cache"),
+        ] {
+            assert_eq!(privately_cached(&map(said)), expected);
+        }
+    }
+
+    #[test]
+    fn upstream_cannot_set_our_cookie_in_any_spelling() {
+        for value in ["__Host-emporix-session=x", " __host-EMPORIX-session =x; Path=/"] {
+            assert!(sets_our_cookie(&HeaderValue::from_static(value), "__Host-emporix-session"), "{value}");
+        }
+        assert!(!sets_our_cookie(&HeaderValue::from_static("other=__Host-emporix-session"), "__Host-emporix-session"));
+    }
+}

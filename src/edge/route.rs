@@ -1,0 +1,383 @@
+//! Which way a request goes: one radix lookup over the token routes, our own endpoints and the route table.
+//! What no rule names needs a visitor, except where tokens could be had: there it is closed.
+
+use std::time::Duration;
+
+use matchit::Router;
+
+use crate::config::routes::{Access, Inject, OnSuccess, RouteLimit, RouteRule, SHIPPED, SaasInjection};
+use crate::telemetry::RouteClass;
+
+/// The routes that the gateway answers itself, in Emporix' place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenRoute {
+    AnonymousLogin,
+    AnonymousRefresh,
+    Login,
+    SocialLogin,
+    Exchange,
+    OptIn,
+    Refresh,
+    Logout,
+}
+
+impl TokenRoute {
+    /// The label of its metrics.
+    pub(super) const fn class(self) -> RouteClass {
+        match self {
+            Self::AnonymousLogin => RouteClass::AnonymousLogin,
+            Self::AnonymousRefresh => RouteClass::AnonymousRefresh,
+            Self::Login | Self::SocialLogin | Self::Exchange | Self::OptIn => RouteClass::Login,
+            Self::Refresh => RouteClass::Refresh,
+            Self::Logout => RouteClass::Logout,
+        }
+    }
+}
+
+/// The gateway's own endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnRoute {
+    Session,
+    Logout,
+    LogoutAll,
+}
+
+/// An API route.
+#[derive(Clone, Debug)]
+pub(super) struct ApiRoute {
+    pub(super) access: Access,
+    pub(super) inject: Inject,
+    pub(super) saas_token: SaasInjection,
+    pub(super) max_body_bytes: Option<u64>,
+    pub(super) read_timeout: Option<Duration>,
+    pub(super) limit: RouteLimit,
+    pub(super) on_success: OnSuccess,
+}
+
+impl ApiRoute {
+    /// The label of its metrics.
+    pub(super) const fn class(&self) -> RouteClass {
+        match self.access {
+            Access::Guest => RouteClass::Guest,
+            Access::Customer => RouteClass::Customer,
+            Access::Visitor | Access::Deny => RouteClass::Visitor,
+        }
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub(super) enum Route {
+    Token(TokenRoute),
+    Own(OwnRoute),
+    Api(ApiRoute),
+    Closed,
+}
+
+/// A route, and what its template took from the path.
+#[derive(Debug)]
+pub(super) struct Found<'t, 'p> {
+    pub(super) route: &'t Route,
+    /// The segment at `{tenant}`.
+    pub(super) tenant: Option<&'p str>,
+    /// The segment at `{token}`.
+    pub(super) token: Option<&'p str>,
+    /// The template's other methods, when this one is not among them.
+    pub(super) wrong_method: bool,
+}
+
+struct Rule {
+    methods: Vec<&'static str>,
+    route: Route,
+}
+
+/// The routes, ready to be searched.
+pub(super) struct RouteTable {
+    rules: Router<Vec<Rule>>,
+    fallback: Route,
+}
+
+const TOKEN_ROUTES: [(&str, &str, TokenRoute); 8] = [
+    ("/customerlogin/auth/anonymous/login", "GET", TokenRoute::AnonymousLogin),
+    ("/customerlogin/auth/anonymous/refresh", "GET", TokenRoute::AnonymousRefresh),
+    ("/customer/{tenant}/login", "POST", TokenRoute::Login),
+    ("/customer/{tenant}/socialLogin", "POST", TokenRoute::SocialLogin),
+    ("/customer/{tenant}/exchangeauthtoken", "POST", TokenRoute::Exchange),
+    ("/customer/{tenant}/signup/optin/{token}", "GET", TokenRoute::OptIn),
+    ("/customer/{tenant}/refreshauthtoken", "GET", TokenRoute::Refresh),
+    ("/customer/{tenant}/logout", "GET", TokenRoute::Logout),
+];
+
+const OWN_ROUTES: [(&str, &str, OwnRoute); 3] = [
+    ("/_gateway/session", "GET", OwnRoute::Session),
+    ("/_gateway/logout", "POST", OwnRoute::Logout),
+    ("/_gateway/logout-all", "POST", OwnRoute::LogoutAll),
+];
+
+/// Where raw tokens could be had: what no rule opens there stays closed.
+const CLOSED_FAMILIES: [&str; 6] = ["customer", "caas-customer", "customerlogin", "oauth", "mcp", "_gateway"];
+
+/// What no rule can open.
+const CLOSED: [&str; 3] =
+    ["/oauth/token", "/customer/{tenant}/assisted-buying-login", "/caas-customer/{tenant}/assisted-buying-login"];
+
+impl RouteTable {
+    /// The built-in routes, then `own` rules, then the shipped table.
+    ///
+    /// # Errors
+    /// What is wrong with a rule.
+    pub(super) fn new(own: &[RouteRule]) -> Result<Self, String> {
+        let mut templates = Templates::default();
+        for (path, method, route) in TOKEN_ROUTES {
+            templates.add(path, Rule { methods: vec![method], route: Route::Token(route) });
+            if let Some(rest) = path.strip_prefix("/customer/") {
+                let legacy = format!("/caas-customer/{rest}");
+                templates.add(&legacy, Rule { methods: vec![method], route: Route::Token(route) });
+            }
+        }
+        for (path, method, route) in OWN_ROUTES {
+            templates.add(path, Rule { methods: vec![method], route: Route::Own(route) });
+        }
+        for path in CLOSED {
+            templates.add(path, Rule { methods: Vec::new(), route: Route::Closed });
+        }
+        let shipped: Vec<RouteRule> = serde_saphyr::from_str(SHIPPED).map_err(|error| error.to_string())?;
+        for rule in own.iter().chain(&shipped) {
+            check_template(&rule.path)?;
+            templates.add(&rule.path, compiled(rule));
+        }
+        templates.name_tenants("/{service}/{tenant}");
+        let mut rules = Router::new();
+        for (template, methods) in templates.0 {
+            rules.insert(template.clone(), methods).map_err(|error| format!("route {template}: {error}"))?;
+        }
+        Ok(Self { rules, fallback: Route::Api(DEFAULT) })
+    }
+
+    /// The route of `method` on `path`.
+    pub(super) fn find<'t, 'p>(&'t self, method: &str, path: &'p str) -> Found<'t, 'p> {
+        let Ok(found) = self.rules.at(path) else {
+            return Found { route: self.unnamed(path), tenant: None, token: None, wrong_method: false };
+        };
+        let (tenant, token) = (found.params.get("tenant"), found.params.get("token"));
+        let rule = found.value.iter().find(|rule| rule.methods.is_empty() || rule.methods.contains(&method));
+        match rule {
+            Some(Rule { route: Route::Api(_), .. }) if !is_plain_service(path) => {
+                Found { route: &Route::Closed, tenant, token, wrong_method: false }
+            }
+            Some(rule) => Found { route: &rule.route, tenant, token, wrong_method: false },
+            // A template of named methods says nothing of the others: they are as if no rule named them.
+            None => Found { route: self.unnamed(path), tenant, token, wrong_method: is_closed_family(path) },
+        }
+    }
+
+    fn unnamed(&self, path: &str) -> &Route {
+        if is_closed_family(path) || !is_plain_service(path) { &Route::Closed } else { &self.fallback }
+    }
+}
+
+const DEFAULT: ApiRoute = ApiRoute {
+    access: Access::Visitor,
+    inject: Inject::Session,
+    saas_token: SaasInjection::Never,
+    max_body_bytes: None,
+    read_timeout: None,
+    limit: RouteLimit::None,
+    on_success: OnSuccess::Nothing,
+};
+
+fn first_segment(path: &str) -> &str {
+    path[1..].split('/').next().unwrap_or_default()
+}
+
+/// A service in another spelling could mean the same upstream, and slip past the rules for it.
+fn is_plain_service(path: &str) -> bool {
+    first_segment(path).bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn is_closed_family(path: &str) -> bool {
+    let service = first_segment(path);
+    CLOSED_FAMILIES.contains(&service)
+}
+
+fn compiled(rule: &RouteRule) -> Rule {
+    let RouteRule { path: _, methods, access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success } =
+        rule.clone();
+    let route = match access {
+        Access::Deny => Route::Closed,
+        access => Route::Api(ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success }),
+    };
+    Rule { methods: methods.iter().map(|method| method.as_str()).collect(), route }
+}
+
+/// A rule's template: literal segments, whole-segment parameters, `/**` at the end.
+fn check_template(path: &str) -> Result<(), String> {
+    let body = path.strip_suffix("/**").unwrap_or(path);
+    let segment_fits = |segment: &str| match segment.strip_prefix('{') {
+        Some(rest) => {
+            rest.strip_suffix('}').is_some_and(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase()))
+        }
+        None => !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b)),
+    };
+    let fits = body.strip_prefix('/').is_some_and(|body| body.split('/').all(segment_fits));
+    if fits { Ok(()) } else { Err(format!("route {path}: expected segments, {{name}} for one segment, /** at the end")) }
+}
+
+/// Templates in order of their first mention, each with its rules in order of theirs.
+#[derive(Default)]
+struct Templates(Vec<(String, Vec<Rule>)>);
+
+impl Templates {
+    /// Adds a rule under every spelling of its template: with a trailing slash too, and `/**` as anything below.
+    fn add(&mut self, path: &str, rule: Rule) {
+        match path.strip_suffix("/**") {
+            Some(base) => {
+                self.push(base.to_owned(), &rule);
+                self.push(format!("{base}/"), &rule);
+                self.push(format!("{base}/{{*rest}}"), &rule);
+            }
+            None => {
+                self.push(path.to_owned(), &rule);
+                self.push(format!("{path}/"), &rule);
+            }
+        }
+    }
+
+    /// Lets paths below `base` name their tenant, without a rule for them.
+    fn name_tenants(&mut self, base: &str) {
+        for template in [base.to_owned(), format!("{base}/"), format!("{base}/{{*rest}}")] {
+            self.rules_of(template);
+        }
+    }
+
+    fn push(&mut self, template: String, rule: &Rule) {
+        let rule = Rule { methods: rule.methods.clone(), route: rule.route.clone() };
+        self.rules_of(template).push(rule);
+    }
+
+    fn rules_of(&mut self, template: String) -> &mut Vec<Rule> {
+        let place = self.0.iter().position(|(known, _)| same_shape(known, &template)).unwrap_or(self.0.len());
+        if place == self.0.len() {
+            self.0.push((template, Vec::new()));
+        }
+        &mut self.0[place].1
+    }
+}
+
+/// Whether two templates match the same paths, whatever their parameters are called.
+fn same_shape(one: &str, other: &str) -> bool {
+    let shape = |template: &str| -> Vec<String> {
+        let segment = |segment: &str| if segment.starts_with('{') && !segment.starts_with("{*") { "{}".to_owned() } else { segment.to_owned() };
+        template.split('/').map(segment).collect()
+    };
+    shape(one) == shape(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> RouteTable {
+        RouteTable::new(&[]).unwrap()
+    }
+
+    fn token(method: &str, path: &str) -> Option<TokenRoute> {
+        match table().find(method, path).route {
+            Route::Token(route) => Some(*route),
+            _ => None,
+        }
+    }
+
+    fn access(method: &str, path: &str) -> Option<Access> {
+        match table().find(method, path).route {
+            Route::Api(route) => Some(route.access),
+            Route::Closed => Some(Access::Deny),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_token_route_ends_here_with_and_without_a_trailing_slash() {
+        for (path, method, route) in TOKEN_ROUTES {
+            let path = path.replace("{tenant}", "acme").replace("{token}", "abc");
+            assert_eq!(token(method, &path), Some(route), "{path}");
+            assert_eq!(token(method, &format!("{path}/")), Some(route), "{path}/");
+        }
+        assert_eq!(token("POST", "/caas-customer/acme/login"), Some(TokenRoute::Login));
+    }
+
+    #[test]
+    fn no_spelling_and_no_newer_endpoint_hands_out_tokens() {
+        for (method, path) in [
+            ("POST", "/oauth/token"),
+            ("POST", "/oauth/token/"),
+            ("POST", "/oauth/anything"),
+            ("POST", "/customer/acme/assisted-buying-login"),
+            ("POST", "/customer/acme/Login"),
+            ("GET", "/customer/acme/login"),
+            ("POST", "/customer/acme/newlogin"),
+            ("POST", "/Customer/acme/login"),
+            ("POST", "/OAUTH/token"),
+            ("GET", "/customerlogin/auth/anonymous/other"),
+            ("GET", "/customerlogin"),
+            ("GET", "/mcp/shop/acme/secret/mcp"),
+            ("GET", "/_gateway/unknown"),
+            ("POST", "/customer;x/acme/login"),
+        ] {
+            assert_eq!(access(method, path), Some(Access::Deny), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_table_covers_every_service() {
+        for (method, path, expected) in [
+            ("GET", "/product/acme/products", Access::Guest),
+            ("POST", "/product/acme/products", Access::Visitor),
+            ("GET", "/brand/brands", Access::Guest),
+            ("GET", "/brand/brands/7", Access::Guest),
+            ("GET", "/labels", Access::Guest),
+            ("GET", "/labels/7", Access::Guest),
+            ("POST", "/cart/acme/carts", Access::Visitor),
+            ("GET", "/reward-points/public/customer", Access::Customer),
+            ("GET", "/reward-points/acme/redeemOptions", Access::Visitor),
+            ("POST", "/sequential-id/sequenceSchemaBatch/nextIds", Access::Visitor),
+            ("GET", "/customer/acme/me", Access::Visitor),
+            ("GET", "/customer/acme/me/addresses", Access::Customer),
+            ("POST", "/customer/acme/password/reset/", Access::Visitor),
+            ("POST", "/customer/acme/signup/optin/refresh_token", Access::Visitor),
+            ("GET", "/some-new-service/acme/things", Access::Visitor),
+            ("GET", "/tenantless", Access::Visitor),
+        ] {
+            assert_eq!(access(method, path), Some(expected), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn templates_give_the_tenant_and_the_token() {
+        let table = table();
+        let found = table.find("GET", "/customer/acme/signup/optin/abc-1");
+        assert_eq!((found.tenant, found.token), (Some("acme"), Some("abc-1")));
+        assert_eq!(table.find("GET", "/brand/brands").tenant, None);
+        assert_eq!(table.find("GET", "/cart/acme").tenant, Some("acme"));
+    }
+
+    #[test]
+    fn a_deployments_own_rule_comes_before_the_shipped_one_but_opens_no_token_route() {
+        let own = |path: &str, access| RouteRule {
+            path: path.into(),
+            methods: Vec::new(),
+            access,
+            inject: Inject::Session,
+            saas_token: SaasInjection::Never,
+            max_body_bytes: None,
+            read_timeout: None,
+            limit: RouteLimit::None,
+            on_success: OnSuccess::Nothing,
+        };
+        let rules = [own("/product/{tenant}/**", Access::Customer), own("/oauth/token", Access::Guest)];
+        let table = RouteTable::new(&rules).unwrap();
+        assert!(matches!(table.find("GET", "/product/acme/x").route, Route::Api(route) if route.access == Access::Customer));
+        assert!(matches!(table.find("POST", "/oauth/token").route, Route::Closed));
+        assert!(RouteTable::new(&[own("product/**/x", Access::Guest)]).is_err());
+    }
+}
