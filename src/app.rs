@@ -190,9 +190,8 @@ fn broker(
     let client = emporix::client(config.identity.timeout)
         .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))?;
     let client_ids = config.tenants.iter().map(|(id, tenant)| (id.clone(), tenant.client_id.clone())).collect();
-    let identity =
-        Emporix::new(client.clone(), &config.upstream.base_url, client_ids, clock.clone(), metrics.clone())
-            .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
+    let identity = Emporix::new(client.clone(), &config.upstream.base_url, client_ids, clock.clone(), metrics.clone())
+        .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
     let tenants: HashMap<TenantId, Tenant> = config
         .tenants
         .iter()

@@ -103,7 +103,11 @@ impl GatewayError {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadTarget(_) | Self::BadRequest(_) | Self::CredentialConflict => 400,
-            Self::SessionRequired | Self::SessionEnded | Self::SessionGone | Self::CustomerRequired | Self::ReauthenticationRequired => 401,
+            Self::SessionRequired
+            | Self::SessionEnded
+            | Self::SessionGone
+            | Self::CustomerRequired
+            | Self::ReauthenticationRequired => 401,
             Self::ProofRequired | Self::TenantMismatch | Self::VisitMismatch | Self::Denied => 403,
             Self::UnknownTenant | Self::UnknownRoute => 404,
             Self::MethodNotAllowed => 405,
@@ -186,7 +190,9 @@ impl GatewayError {
     #[must_use]
     pub const fn fault(&self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::SessionEnded | Self::SessionGone => Some(("keymanagement.service.access_token_expired", "Access Token expired")),
+            Self::SessionEnded | Self::SessionGone => {
+                Some(("keymanagement.service.access_token_expired", "Access Token expired"))
+            }
             _ => None,
         }
     }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::authenticate::Opened;
 use super::Broker;
+use super::authenticate::Opened;
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::IdentityError;
@@ -46,7 +46,9 @@ impl Broker {
     ) -> Result<SessionKey, GatewayError> {
         let known = match self.identity.introspect(tenant, token).await {
             Ok(known) => known,
-            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => return Err(GatewayError::SessionEnded),
+            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => {
+                return Err(GatewayError::SessionEnded);
+            }
             Err(error) => return Err(error.into()),
         };
         let access_expires_at = now.after(Duration::from_secs(known.expires_in));

@@ -171,7 +171,11 @@ impl Broker {
             Credential::Jwt(token) => self.open_jwt(named_tenant()?, token, now).await?,
             Credential::Foreign(token) => self.open_foreign(named_tenant()?, token, now).await?,
         };
-        if tenant.is_none_or(|tenant| opened.ready.tenant == *tenant) { Ok(opened) } else { Err(GatewayError::TenantMismatch) }
+        if tenant.is_none_or(|tenant| opened.ready.tenant == *tenant) {
+            Ok(opened)
+        } else {
+            Err(GatewayError::TenantMismatch)
+        }
     }
 
     async fn open_handle(self: &Arc<Self>, handle: &Handle, now: Timestamp) -> Result<Opened, GatewayError> {
@@ -292,7 +296,11 @@ impl Broker {
     ///
     /// # Errors
     /// When the credential opens none.
-    pub async fn view(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<SessionView, GatewayError> {
+    pub async fn view(
+        self: &Arc<Self>,
+        tenant: Option<&TenantId>,
+        credential: &Credential,
+    ) -> Result<SessionView, GatewayError> {
         let now = self.clock.now();
         let opened = self.open(tenant, credential, now).await?;
         let scope = opened.acting_scope(now);
@@ -306,15 +314,9 @@ impl Broker {
             saas_token_expires_at: half.saas.as_ref().map(|saas| saas.expires_at.seconds()),
         })
     }
-
 }
 
-fn permit(
-    ready: Arc<ReadySession>,
-    scope: Scope,
-    demand: &Demand<'_>,
-    now: Timestamp,
-) -> Result<Permit, GatewayError> {
+fn permit(ready: Arc<ReadySession>, scope: Scope, demand: &Demand<'_>, now: Timestamp) -> Result<Permit, GatewayError> {
     let half = ready.half(scope).ok_or(GatewayError::SessionEnded)?;
     if demand.visits.iter().any(|visit| half.session_id.as_deref() != Some(visit)) {
         return Err(GatewayError::VisitMismatch);

@@ -38,7 +38,9 @@ impl Broker {
         let lives = refused.is_none_or(|refused| refused.expose() != half.tokens.access.expose());
         let freshness = half.tokens.lifetime(self.store.limits().refresh_margin).freshness(now);
         let ask = match freshness {
-            Freshness::Fresh | Freshness::RefreshDue | Freshness::Final if lives => return Ok(half.tokens.access.clone()),
+            Freshness::Fresh | Freshness::RefreshDue | Freshness::Final if lives => {
+                return Ok(half.tokens.access.clone());
+            }
             Freshness::Final | Freshness::Dead => return self.remint_token(session).await,
             Freshness::Expired => Ask::WhenDue,
             Freshness::Fresh | Freshness::RefreshDue => Ask::Now,

@@ -167,12 +167,7 @@ impl Broker {
         Err(GatewayError::SessionEnded)
     }
 
-    async fn link_jwt(
-        &self,
-        session: &Session,
-        saas: &Token,
-        life: std::time::Duration,
-    ) -> Result<(), GatewayError> {
+    async fn link_jwt(&self, session: &Session, saas: &Token, life: std::time::Duration) -> Result<(), GatewayError> {
         if self.known_tenant(&session.tenant)?.accept_jwt {
             let alias = Alias::of(session.tenant.clone(), saas.expose().as_bytes());
             self.store.link(&alias, &session.key, life).await?;

@@ -16,7 +16,11 @@ impl Broker {
     ///
     /// # Errors
     /// [`GatewayError::LogoutUnconfirmed`] when the store could not be told; the session is refused here all the same.
-    pub async fn logout(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<(), GatewayError> {
+    pub async fn logout(
+        self: &Arc<Self>,
+        tenant: Option<&TenantId>,
+        credential: &Credential,
+    ) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
         self.end(&ready).await
     }
@@ -25,7 +29,11 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::logout`].
-    pub async fn logout_all(self: &Arc<Self>, tenant: Option<&TenantId>, credential: &Credential) -> Result<(), GatewayError> {
+    pub async fn logout_all(
+        self: &Arc<Self>,
+        tenant: Option<&TenantId>,
+        credential: &Credential,
+    ) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
         let customer = customer_of(&ready)?;
         self.store.raise_epoch(&customer, self.clock.now(), self.store.limits().absolute).await?;

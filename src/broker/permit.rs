@@ -19,7 +19,12 @@ pub struct Permit {
 }
 
 impl Permit {
-    pub(super) fn new(session: Arc<ReadySession>, scope: Scope, half: &ReadyHalf, saas_token: Option<HeaderValue>) -> Self {
+    pub(super) fn new(
+        session: Arc<ReadySession>,
+        scope: Scope,
+        half: &ReadyHalf,
+        saas_token: Option<HeaderValue>,
+    ) -> Self {
         let (generation, bearer) = (half.generation, half.bearer.clone());
         Self { session, scope, generation, bearer, saas_token, shared: false }
     }

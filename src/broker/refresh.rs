@@ -198,7 +198,8 @@ impl Broker {
             Some(intent) if intent.recoveries > 0 => return self.lose(&session, *scope).await,
             _ => {}
         }
-        let intent = Intent { generation, started_at: now, recoveries: orphan.map_or(0, |intent| intent.recoveries + 1) };
+        let intent =
+            Intent { generation, started_at: now, recoveries: orphan.map_or(0, |intent| intent.recoveries + 1) };
         match scope {
             Scope::Anonymous => self.redeem_anonymous(lease, owner, &session, &refresh, intent).await,
             Scope::Customer => self.redeem_customer(lease, owner, &session, &refresh, intent, ask).await,
@@ -221,7 +222,9 @@ impl Broker {
             Err(IdentityError::Refused(refusal)) if !matches!(refusal.status, 400 | 401) => {
                 Redeemed::known(Renewal::Failed(IdentityError::Refused(refusal).into()), RefreshOutcome::Unavailable)
             }
-            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => self.reject(session, Scope::Anonymous).await,
+            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => {
+                self.reject(session, Scope::Anonymous).await
+            }
             Err(error) => failed(error),
         }
     }

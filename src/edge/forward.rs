@@ -6,7 +6,9 @@ use std::future::pending;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use http::{Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -95,14 +97,20 @@ impl Gateway {
     /// Takes the body of a request: holds a small one, lets a larger one stream.
     pub(super) async fn take_upload(&self, http: &mut ServerSession, route: &ApiRoute) -> Result<Upload, GatewayError> {
         let most = route.max_body_bytes.unwrap_or(self.limits_section.api_body_bytes);
-        let length = http.req_header().headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let length =
+            http.req_header().headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > most) {
             return Err(GatewayError::BodyTooLarge);
         }
         if http.is_body_empty() || http.is_upgrade_req() {
             return Ok(Upload::None);
         }
-        if http.req_header().headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if http
+            .req_header()
+            .headers
+            .get(EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
             http.write_continue_response().await.map_err(|_| GatewayError::BadRequest("the client has gone"))?;
         }
         let held_at_most = self.limits_section.replay_body_bytes as u64;

@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn addresses_of_one_ipv6_network_count_as_one() {
-        let [one, same, other] = ["2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:2::1"]
-            .map(|text| address_name("x", text.parse().ok()));
+        let [one, same, other] =
+            ["2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:2::1"].map(|text| address_name("x", text.parse().ok()));
         assert!(one == same && one != other);
     }
 }

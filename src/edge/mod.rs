@@ -112,13 +112,12 @@ impl Gateway {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let tenant = |section: &TenantSection| EdgeTenant {
-            transport: section.transport,
-            origins: section.origins.clone(),
-        };
-        let hosts = config.tenants.iter().flat_map(|(id, section)| {
-            section.hosts.iter().map(move |host| (host.clone(), id.clone()))
-        });
+        let tenant =
+            |section: &TenantSection| EdgeTenant { transport: section.transport, origins: section.origins.clone() };
+        let hosts = config
+            .tenants
+            .iter()
+            .flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), id.clone())));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
         options.keepalive_request_limit = Some(10_000);
@@ -284,8 +283,15 @@ impl Gateway {
     /// Where every error of every way ends.
     async fn problem(&self, http: &mut ServerSession, visit: &mut Visit, error: &GatewayError) -> Ended {
         match error.status() {
-            500.. => tracing::warn!(code = error.code(), route = visit.class_text(), tenant = visit.tenant_text(), %error, "request failed"),
-            _ => tracing::debug!(code = error.code(), route = visit.class_text(), tenant = visit.tenant_text(), "request refused"),
+            500.. => {
+                tracing::warn!(code = error.code(), route = visit.class_text(), tenant = visit.tenant_text(), %error, "request failed")
+            }
+            _ => tracing::debug!(
+                code = error.code(),
+                route = visit.class_text(),
+                tenant = visit.tenant_text(),
+                "request refused"
+            ),
         }
         let mut answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
         if visit.by_cookie && matches!(error, GatewayError::SessionGone) {

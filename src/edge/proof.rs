@@ -52,7 +52,9 @@ pub(super) fn demand(headers: &HeaderMap, origins: &[String], exposure: Exposure
 }
 
 fn is_proven(headers: &HeaderMap, origins: &[String]) -> bool {
-    is_same_origin(headers) || allowed_origin(headers, origins).is_some() || headers.get(PROOF).is_some_and(|v| v == "1")
+    is_same_origin(headers)
+        || allowed_origin(headers, origins).is_some()
+        || headers.get(PROOF).is_some_and(|v| v == "1")
 }
 
 fn allowed_origin<'h>(headers: &'h HeaderMap, origins: &[String]) -> Option<&'h HeaderValue> {

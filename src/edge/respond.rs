@@ -155,11 +155,8 @@ pub(super) struct Cookies {
 impl Cookies {
     /// As `section` says.
     pub(super) const fn new(section: &CookieSection) -> Self {
-        let (name, secure) = if section.insecure_loopback {
-            ("emporix-session", false)
-        } else {
-            ("__Host-emporix-session", true)
-        };
+        let (name, secure) =
+            if section.insecure_loopback { ("emporix-session", false) } else { ("__Host-emporix-session", true) };
         let attributes = match (secure, section.same_site) {
             (true, SameSite::Lax) => "Path=/; HttpOnly; Secure; SameSite=Lax",
             (true, SameSite::Strict) => "Path=/; HttpOnly; Secure; SameSite=Strict",

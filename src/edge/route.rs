@@ -220,7 +220,11 @@ fn check_template(path: &str) -> Result<(), String> {
         None => !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b)),
     };
     let fits = body.strip_prefix('/').is_some_and(|body| body.split('/').all(segment_fits));
-    if fits { Ok(()) } else { Err(format!("route {path}: expected segments, {{name}} for one segment, /** at the end")) }
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("route {path}: expected segments, {{name}} for one segment, /** at the end"))
+    }
 }
 
 /// Templates in order of their first mention, each with its rules in order of theirs.
@@ -267,7 +271,9 @@ impl Templates {
 /// Whether two templates match the same paths, whatever their parameters are called.
 fn same_shape(one: &str, other: &str) -> bool {
     let shape = |template: &str| -> Vec<String> {
-        let segment = |segment: &str| if segment.starts_with('{') && !segment.starts_with("{*") { "{}".to_owned() } else { segment.to_owned() };
+        let segment = |segment: &str| {
+            if segment.starts_with('{') && !segment.starts_with("{*") { "{}".to_owned() } else { segment.to_owned() }
+        };
         template.split('/').map(segment).collect()
     };
     shape(one) == shape(other)
@@ -376,7 +382,9 @@ mod tests {
         };
         let rules = [own("/product/{tenant}/**", Access::Customer), own("/oauth/token", Access::Guest)];
         let table = RouteTable::new(&rules).unwrap();
-        assert!(matches!(table.find("GET", "/product/acme/x").route, Route::Api(route) if route.access == Access::Customer));
+        assert!(
+            matches!(table.find("GET", "/product/acme/x").route, Route::Api(route) if route.access == Access::Customer)
+        );
         assert!(matches!(table.find("POST", "/oauth/token").route, Route::Closed));
         assert!(RouteTable::new(&[own("product/**/x", Access::Guest)]).is_err());
     }

@@ -68,7 +68,9 @@ impl Presented {
             Self { cookie: cookie.is_some(), placeholder: is(&bearer) || is(&asked), ..Self::default() };
         let (first, second) = if asked.is_some() { (asked, bearer) } else { (bearer, None) };
         presented.credential = match first {
-            Some(Held::Handle(handle)) => Some(Credential::Handle(handle.clone(), companions(&handle, second, refreshes)?)),
+            Some(Held::Handle(handle)) => {
+                Some(Credential::Handle(handle.clone(), companions(&handle, second, refreshes)?))
+            }
             Some(Held::Placeholder(kind)) => behind_placeholder(kind, cookie)?,
             Some(Held::Jwt(token)) => Some(Credential::Jwt(token)),
             Some(Held::Foreign(token)) => Some(Credential::Foreign(token)),
@@ -200,7 +202,9 @@ mod tests {
         let bearer = format!("Bearer {}", handle(HandleKind::CustomerAccess, 1));
         let cookie = format!("{COOKIE_NAME}={}", handle(HandleKind::Cookie, 2));
         let found = presented(&[("authorization", &bearer), ("cookie", &cookie)]).unwrap();
-        assert!(matches!(found.credential, Some(Credential::Handle(handle, _)) if handle.kind == HandleKind::CustomerAccess));
+        assert!(
+            matches!(found.credential, Some(Credential::Handle(handle, _)) if handle.kind == HandleKind::CustomerAccess)
+        );
         assert!(found.cookie);
     }
 

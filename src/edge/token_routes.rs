@@ -135,7 +135,9 @@ impl Gateway {
         query: &Query,
         path_token: Option<&str>,
     ) -> Result<Grant, GatewayError> {
-        let secret = |name: &'static str| query.get(name).filter(|value| !value.is_empty()).map(|value| Zeroizing::new(value.to_owned()));
+        let secret = |name: &'static str| {
+            query.get(name).filter(|value| !value.is_empty()).map(|value| Zeroizing::new(value.to_owned()))
+        };
         let text = |name: &str| query.get(name).filter(|value| !value.is_empty()).map(str::to_owned);
         Ok(match route {
             TokenRoute::SocialLogin => Grant::Social {
@@ -230,7 +232,9 @@ impl Query {
     fn site(&self) -> Result<SiteContext, GatewayError> {
         let text = |name: &str| match self.get(name) {
             None | Some("") => Ok(None),
-            Some(value) if value.len() <= 64 && value.bytes().all(|b| b.is_ascii_graphic()) => Ok(Some(value.to_owned())),
+            Some(value) if value.len() <= 64 && value.bytes().all(|b| b.is_ascii_graphic()) => {
+                Ok(Some(value.to_owned()))
+            }
             Some(_) => Err(GatewayError::BadRequest("currency, siteCode, language or targetLocation is malformed")),
         };
         Ok(SiteContext {
@@ -243,7 +247,8 @@ impl Query {
 }
 
 fn opt_in_token(token: Option<&str>) -> Result<&str, GatewayError> {
-    let fits = |token: &&str| token.len() <= 512 && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b));
+    let fits =
+        |token: &&str| token.len() <= 512 && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b));
     token.filter(fits).ok_or(GatewayError::BadRequest("the token is malformed"))
 }
 
