@@ -52,6 +52,7 @@ pub struct App {
     admin_address: SocketAddr,
     tls: Option<TlsSection>,
     threads: usize,
+    work_stealing: bool,
     drain_timeout: Duration,
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
@@ -97,6 +98,7 @@ impl App {
             admin_address: config.admin.listen,
             tls: config.listen.tls.clone(),
             threads: config.listen.threads,
+            work_stealing: config.listen.work_stealing,
             drain_timeout: config.listen.drain_timeout,
             draining,
             stop: Arc::new(Notify::new()),
@@ -125,7 +127,7 @@ impl App {
             TcpListener::bind(address)
                 .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
         }
-        let conf = ServerConf { threads: self.threads, work_stealing: false, ..ServerConf::default() };
+        let conf = ServerConf { threads: self.threads, work_stealing: self.work_stealing, ..ServerConf::default() };
         let mut server = Server::new_with_opt_and_conf(None, conf);
         server.bootstrap();
         let mut public = Service::new("public".to_owned(), self.gateway.listener());

@@ -131,7 +131,7 @@ impl Broker {
                 },
             }
             self.touch_behind(&opened.ready, now);
-            return permit(opened.ready, scope, demand, now);
+            return permit(&opened.ready, scope, demand, now);
         }
     }
 
@@ -260,7 +260,7 @@ impl Broker {
         match self.renew(permit.key(), permit.scope(), permit.generation(), Ask::Now).await {
             Renewal::Current(ready) => {
                 let newer = ready.half(permit.scope())?.generation != permit.generation();
-                newer.then(|| self::permit(ready, permit.scope(), demand, now).ok()).flatten()
+                newer.then(|| self::permit(&ready, permit.scope(), demand, now).ok()).flatten()
             }
             Renewal::Ended | Renewal::Failed(_) => None,
         }
@@ -316,7 +316,12 @@ impl Broker {
     }
 }
 
-fn permit(ready: Arc<ReadySession>, scope: Scope, demand: &Demand<'_>, now: Timestamp) -> Result<Permit, GatewayError> {
+fn permit(
+    ready: &Arc<ReadySession>,
+    scope: Scope,
+    demand: &Demand<'_>,
+    now: Timestamp,
+) -> Result<Permit, GatewayError> {
     let half = ready.half(scope).ok_or(GatewayError::SessionEnded)?;
     if demand.visits.iter().any(|visit| half.session_id.as_deref() != Some(visit)) {
         return Err(GatewayError::VisitMismatch);

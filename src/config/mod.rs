@@ -221,6 +221,60 @@ mod tests {
         }
     }
 
+    const REFERENCE: &str = include_str!("../../config/gateway.yaml");
+
+    /// The keys that a section accepts, as its own error lists them.
+    fn accepted_keys(section: &str, depth: usize) -> Vec<String> {
+        let text = format!("{section}\n{}no-such-key: 1\n", "  ".repeat(depth)).trim_start().to_owned();
+        let shown = faults_of(&text);
+        let listed = shown.split("unknown field `no-such-key`, expected").nth(1).expect("a list of keys");
+        listed.lines().next().unwrap_or_default().split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_reference_file_shows_every_key() {
+        let tenant = "tenants:\n  acme:\n    client_id: x";
+        for (section, depth) in [
+            (String::new(), 0),
+            ("listen:".into(), 1),
+            ("upstream:".into(), 1),
+            ("identity:".into(), 1),
+            (tenant.into(), 2),
+            (format!("{tenant}\n    site:"), 3),
+            (format!("{tenant}\n    saas_token:"), 3),
+            (format!("{tenant}\n    foreign_bearer:"), 3),
+            ("cookie:".into(), 1),
+            ("session:".into(), 1),
+            ("refresh:".into(), 1),
+            ("store:".into(), 1),
+            ("store:\n  memory:".into(), 2),
+            ("store:\n  redis:".into(), 2),
+            ("store:\n  seal:".into(), 2),
+            ("hot_cache:".into(), 1),
+            ("limits:".into(), 1),
+            ("log:".into(), 1),
+            ("admin:".into(), 1),
+        ] {
+            for key in accepted_keys(&section, depth) {
+                assert!(
+                    REFERENCE.contains(&format!(" {key}: ")) || REFERENCE.contains(&format!("{key}:\n")),
+                    "{section} {key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_file_shows_the_defaults() {
+        let mut shown = parse("gateway.yaml", REFERENCE, std::iter::empty()).unwrap();
+        for tenant in shown.tenants.values_mut() {
+            tenant.client_id = String::new();
+        }
+        let acme = TenantId::parse("acme").unwrap();
+        let defaults = Config { tenants: [(acme, TenantSection::default())].into(), ..Config::default() };
+        assert_eq!(serde_json::to_value(&shown).unwrap(), serde_json::to_value(&defaults).unwrap());
+    }
+
     #[test]
     fn the_environment_overrides_the_file() {
         let environment = [("EMPORIX_GATEWAY__LISTEN__THREADS".to_owned(), "7".to_owned())];

@@ -55,6 +55,8 @@ pub struct ListenSection {
     pub tls: Option<TlsSection>,
     /// Proxy threads.
     pub threads: usize,
+    /// Whether the threads share one scheduler. Without, a connection stays on its thread: less CPU per request.
+    pub work_stealing: bool,
     /// Peers whose `X-Forwarded-For` names the client.
     pub trusted_proxies: Vec<IpNet>,
     /// How long SIGTERM waits for requests in flight.
@@ -68,6 +70,7 @@ impl Default for ListenSection {
             public: SocketAddr::from(([127, 0, 0, 1], 8080)),
             tls: None,
             threads: 2,
+            work_stealing: false,
             trusted_proxies: Vec::new(),
             drain_timeout: Duration::from_secs(30),
         }

@@ -37,7 +37,7 @@ impl Tree {
                 Some(Err(error)) => {
                     let marker = error.marker();
                     let origin = Origin::File { line: marker.line(), column: marker.col() + 1 };
-                    return Err(Fault::at(Some(origin), "", error.info().to_string()));
+                    return Err(Fault::at(Some(origin), "", error.info()));
                 }
                 Some(Ok((event, span))) => builder.take(event, &span)?,
             }

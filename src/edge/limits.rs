@@ -114,7 +114,7 @@ mod tests {
     fn an_account_may_burst_and_then_goes_at_its_rate() {
         let clock = Arc::new(ShiftedClock::default());
         let limits = limits(clock.clone());
-        let email = |n: u8| if n % 2 == 0 { " John.Doe@Example.com" } else { "john.doe@example.com" };
+        let email = |n: u8| if n.is_multiple_of(2) { " John.Doe@Example.com" } else { "john.doe@example.com" };
         for attempt in 0..3 {
             assert!(limits.sign_in(None, Some(email(attempt))).is_ok(), "{attempt}");
         }

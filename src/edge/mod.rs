@@ -282,16 +282,11 @@ impl Gateway {
 
     /// Where every error of every way ends.
     async fn problem(&self, http: &mut ServerSession, visit: &mut Visit, error: &GatewayError) -> Ended {
-        match error.status() {
-            500.. => {
-                tracing::warn!(code = error.code(), route = visit.class_text(), tenant = visit.tenant_text(), %error, "request failed")
-            }
-            _ => tracing::debug!(
-                code = error.code(),
-                route = visit.class_text(),
-                tenant = visit.tenant_text(),
-                "request refused"
-            ),
+        let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
+        if error.status() >= 500 {
+            tracing::warn!(code, route, tenant, %error, "request failed");
+        } else {
+            tracing::debug!(code, route, tenant, "request refused");
         }
         let mut answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
         if visit.by_cookie && matches!(error, GatewayError::SessionGone) {

@@ -129,22 +129,22 @@ impl RouteTable {
     pub(super) fn new(own: &[RouteRule]) -> Result<Self, String> {
         let mut templates = Templates::default();
         for (path, method, route) in TOKEN_ROUTES {
-            templates.add(path, Rule { methods: vec![method], route: Route::Token(route) });
+            templates.add(path, &Rule { methods: vec![method], route: Route::Token(route) });
             if let Some(rest) = path.strip_prefix("/customer/") {
                 let legacy = format!("/caas-customer/{rest}");
-                templates.add(&legacy, Rule { methods: vec![method], route: Route::Token(route) });
+                templates.add(&legacy, &Rule { methods: vec![method], route: Route::Token(route) });
             }
         }
         for (path, method, route) in OWN_ROUTES {
-            templates.add(path, Rule { methods: vec![method], route: Route::Own(route) });
+            templates.add(path, &Rule { methods: vec![method], route: Route::Own(route) });
         }
         for path in CLOSED {
-            templates.add(path, Rule { methods: Vec::new(), route: Route::Closed });
+            templates.add(path, &Rule { methods: Vec::new(), route: Route::Closed });
         }
         let shipped: Vec<RouteRule> = serde_saphyr::from_str(SHIPPED).map_err(|error| error.to_string())?;
         for rule in own.iter().chain(&shipped) {
             check_template(&rule.path)?;
-            templates.add(&rule.path, compiled(rule));
+            templates.add(&rule.path, &compiled(rule));
         }
         templates.name_tenants("/{service}/{tenant}");
         let mut rules = Router::new();
@@ -233,16 +233,16 @@ struct Templates(Vec<(String, Vec<Rule>)>);
 
 impl Templates {
     /// Adds a rule under every spelling of its template: with a trailing slash too, and `/**` as anything below.
-    fn add(&mut self, path: &str, rule: Rule) {
+    fn add(&mut self, path: &str, rule: &Rule) {
         match path.strip_suffix("/**") {
             Some(base) => {
-                self.push(base.to_owned(), &rule);
-                self.push(format!("{base}/"), &rule);
-                self.push(format!("{base}/{{*rest}}"), &rule);
+                self.push(base.to_owned(), rule);
+                self.push(format!("{base}/"), rule);
+                self.push(format!("{base}/{{*rest}}"), rule);
             }
             None => {
-                self.push(path.to_owned(), &rule);
-                self.push(format!("{path}/"), &rule);
+                self.push(path.to_owned(), rule);
+                self.push(format!("{path}/"), rule);
             }
         }
     }

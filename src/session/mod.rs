@@ -200,17 +200,13 @@ impl Session {
     #[must_use]
     pub fn scope_expires_at(&self, scope: Scope, limits: &LifeLimits) -> Timestamp {
         let session = self.expires_at(limits);
-        match scope {
-            Scope::Anonymous => self.anonymous.as_ref().map_or(Timestamp::default(), |half| {
-                let tokens = &half.tokens;
-                let renewable =
-                    if tokens.refresh.is_some() { tokens.refresh_expires_at } else { tokens.access_expires_at };
-                session.min(renewable)
-            }),
-            Scope::Customer => self.customer.as_ref().map_or(Timestamp::default(), |half| {
-                session.min(half.tokens.lifetime(limits.refresh_margin).ends_at())
-            }),
-        }
+        let Some(tokens) = self.tokens(scope) else { return Timestamp::default() };
+        let renewable = match scope {
+            Scope::Anonymous if tokens.refresh.is_some() => tokens.refresh_expires_at,
+            Scope::Anonymous => tokens.access_expires_at,
+            Scope::Customer => tokens.lifetime(limits.refresh_margin).ends_at(),
+        };
+        session.min(renewable)
     }
 
     /// Whether so much of the idle time has passed since the last recorded use that this use should be recorded.
@@ -268,7 +264,7 @@ impl Session {
         if let Some(half) = &mut self.customer {
             let saas = half.tokens.saas.take();
             half.tokens = TokenSet { saas, ..renewed };
-            half.session_id = session_id.or(half.session_id.take());
+            half.session_id = session_id.or_else(|| half.session_id.take());
             half.legal_entity_id = legal_entity_id;
             self.customer_generation += 1;
         }

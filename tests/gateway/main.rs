@@ -2,5 +2,6 @@
 
 #![expect(unreachable_pub, reason = "nothing reaches into a test binary")]
 
+mod readme;
 mod story;
 mod world;

@@ -313,8 +313,10 @@ pub struct Replica {
 impl Replica {
     fn start(simulator: SocketAddr, overrides: &[(String, String)], clock: Arc<ShiftedClock>) -> Self {
         let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        // Shared schedulers: Pingora remembers the others by thread, and a thread of a gateway that was stopped may
+        // live again in the next one.
         let text = format!(
-            "listen: {{public: '{public}', threads: 2, drain_timeout: 3s}}\n\
+            "listen: {{public: '{public}', threads: 1, work_stealing: true, drain_timeout: 3s}}\n\
              admin: {{listen: '{admin}'}}\n\
              upstream: {{base_url: 'http://{simulator}'}}\n\
              identity: {{timeout: 2s}}\n\

@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
+
+.PHONY: demo test check bench tools
+
+# Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
+demo: tools
+	cargo build --bins
+	@deploy/demo.sh
+
+# Installs what the tests need and runs all of them.
+test: tools
+	@command -v redis-server >/dev/null || $(APT) redis-server
+	cargo test
+
+# What CI runs before the tests: form, lints, and every shipped configuration.
+check: tools
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo build --bins
+	for file in config/gateway.yaml config/demo.yaml; do target/debug/emporix-gateway check-config --config $$file || exit; done
+
+# Micro benches of the hot path's steps.
+bench: tools
+	cargo bench
+
+# What the build itself needs beside the Rust toolchain.
+tools:
+	@command -v cmake >/dev/null && command -v cc >/dev/null || $(APT) cmake gcc g++
+
+APT = DEBIAN_FRONTEND=noninteractive sh -c '[ "$$(id -u)" = 0 ] && s= || s=sudo; $$s apt-get update -qq && $$s apt-get install -y -qq --no-install-recommends "$$@"' apt
