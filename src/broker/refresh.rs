@@ -64,10 +64,11 @@ impl Broker {
             Ok(follow) => follow,
             Err(failed) => return failed,
         };
-        let landed = follow.wait_for(Option::is_some).await;
-        match landed.ok().and_then(|renewal| renewal.clone()) {
-            Some(renewal) => renewal,
-            None => Renewal::Failed(GatewayError::Internal("a refresh ended without an outcome")),
+        // The work goes on beyond this wait: what was issued is kept for as long as the store can be hoped for.
+        match tokio::time::timeout(2 * self.settings.identity_timeout, follow.wait_for(Option::is_some)).await {
+            Ok(Ok(landed)) => landed.clone().unwrap_or(Renewal::Failed(GatewayError::Internal("no outcome"))),
+            Ok(Err(_)) => Renewal::Failed(GatewayError::Internal("a refresh ended without an outcome")),
+            Err(_) => Renewal::Failed(GatewayError::IdentityUnavailable("a refresh takes too long")),
         }
     }
 
@@ -294,7 +295,7 @@ impl Broker {
         issued: Issued,
         legal_entity: Option<Option<String>>,
     ) -> Redeemed {
-        const ATTEMPTS: u32 = 8;
+        const ATTEMPTS: u32 = 25;
         let generation = redeemed.generation(scope);
         for attempt in 1..=ATTEMPTS {
             let mut ours = false;
