@@ -397,7 +397,7 @@ impl Gateway {
                 let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
                 self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
                 // The connection closes either way.
-                let _ = problem.write(&mut http).await;
+                let _ = problem.write_unread(&mut http, false).await;
                 http.shutdown().await;
                 return None;
             }

@@ -88,6 +88,12 @@ impl Answer {
 
     /// Writes the answer.
     pub(super) async fn write(self, http: &mut ServerSession) -> pingora::Result<()> {
+        let asks_for_head = http.req_header().method == Method::HEAD;
+        self.write_unread(http, asks_for_head).await
+    }
+
+    /// Writes the answer to a request whose head may not have been understood.
+    pub(super) async fn write_unread(self, http: &mut ServerSession, asks_for_head: bool) -> pingora::Result<()> {
         let mut head = ResponseHeader::build_no_case(self.status, Some(self.headers.len() + 4))?;
         head.set_version(Version::HTTP_11);
         if let Some(content_type) = self.content_type {
@@ -100,7 +106,7 @@ impl Answer {
         for (name, value) in self.headers {
             head.append_header(name, value)?;
         }
-        let bodiless = self.body.is_empty() || http.req_header().method == Method::HEAD;
+        let bodiless = self.body.is_empty() || asks_for_head;
         let mut tasks = vec![HttpTask::Header(Box::new(head), bodiless)];
         if !bodiless {
             tasks.push(HttpTask::Body(Some(Bytes::from(self.body)), true));

@@ -167,7 +167,10 @@ impl RouteTable {
             }
             Some(rule) => Found { route: &rule.route, tenant, token, wrong_method: false },
             // A template of named methods says nothing of the others: they are as if no rule named them.
-            None => Found { route: self.unnamed(path), tenant, token, wrong_method: is_closed_family(path) },
+            None => {
+                let wrong_method = !found.value.is_empty() && is_closed_family(path);
+                Found { route: self.unnamed(path), tenant, token, wrong_method }
+            }
         }
     }
 

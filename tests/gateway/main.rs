@@ -2,6 +2,13 @@
 
 #![expect(unreachable_pub, reason = "nothing reaches into a test binary")]
 
+mod bad_input;
+mod login;
+mod logout;
 mod readme;
+mod refresh;
+mod saas_token;
+mod steps;
 mod story;
+mod token_routes;
 mod world;
