@@ -289,7 +289,7 @@ impl Broker {
     /// Saves what was issued, if nobody advanced the generation meanwhile. It may hold the only valid token, so a
     /// store that is away is asked again for a while.
     async fn keep_renewed(
-        &self,
+        self: &Arc<Self>,
         redeemed: &Session,
         scope: Scope,
         issued: Issued,
@@ -315,7 +315,13 @@ impl Broker {
                     let outcome = if ours { RefreshOutcome::Renewed } else { RefreshOutcome::Superseded };
                     return Redeemed::known(Renewal::Current(self.ready_of(&session)), outcome);
                 }
-                Ok(None) => return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
+                Ok(None) => {
+                    // Logged out meanwhile. The logout told Emporix of the token before this one.
+                    if scope == Scope::Customer {
+                        self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
+                    }
+                    return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
+                }
                 Err(error) if attempt == ATTEMPTS => {
                     tracing::error!(session = %redeemed.key, %error, "renewed tokens could not be saved");
                     let renewal = Renewal::Failed(error.into());

@@ -332,7 +332,11 @@ impl Gateway {
         self.metrics.request_seconds.record(visit.class, elapsed);
         if self.log_access {
             let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            let method = http.req_header().method.as_str();
+            // A method of the client's own invention may hold anything.
+            let method = match &http.req_header().method {
+                known if is_registered(known) => known.as_str(),
+                _ => "other",
+            };
             tracing::info!(method, route = visit.class_text(), tenant = visit.tenant_text(), status, millis, "request");
         }
     }
@@ -351,6 +355,12 @@ impl Visit {
     fn tenant_text(&self) -> &str {
         self.tenant.as_ref().map_or("-", TenantId::as_str)
     }
+}
+
+/// Whether RFC 9110 or 5789 defines the method.
+fn is_registered(method: &Method) -> bool {
+    use Method as M;
+    [M::GET, M::HEAD, M::POST, M::PUT, M::PATCH, M::DELETE, M::OPTIONS, M::CONNECT, M::TRACE].contains(method)
 }
 
 /// Counts a request as under way while it lives.
@@ -397,7 +407,7 @@ impl Gateway {
                 let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
                 self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
                 // The connection closes either way.
-                let _ = problem.write_unread(&mut http, false).await;
+                let _ = problem.write_unread(&mut http).await;
                 http.shutdown().await;
                 return None;
             }

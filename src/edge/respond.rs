@@ -88,12 +88,23 @@ impl Answer {
 
     /// Writes the answer.
     pub(super) async fn write(self, http: &mut ServerSession) -> pingora::Result<()> {
-        let asks_for_head = http.req_header().method == Method::HEAD;
-        self.write_unread(http, asks_for_head).await
+        let (head, body) = self.into_parts()?;
+        let bodiless = body.is_empty() || http.req_header().method == Method::HEAD;
+        let mut tasks = vec![HttpTask::Header(Box::new(head), bodiless)];
+        if !bodiless {
+            tasks.push(HttpTask::Body(Some(body), true));
+        }
+        http.response_duplex_vec(tasks).await?;
+        Ok(())
     }
 
-    /// Writes the answer to a request whose head may not have been understood.
-    pub(super) async fn write_unread(self, http: &mut ServerSession, asks_for_head: bool) -> pingora::Result<()> {
+    /// Writes the answer to a request whose head could not be read, and of which nothing can be asked therefore.
+    pub(super) async fn write_unread(self, http: &mut ServerSession) -> pingora::Result<()> {
+        let (head, body) = self.into_parts()?;
+        http.write_error_response(head, body).await
+    }
+
+    fn into_parts(self) -> pingora::Result<(ResponseHeader, Bytes)> {
         let mut head = ResponseHeader::build_no_case(self.status, Some(self.headers.len() + 4))?;
         head.set_version(Version::HTTP_11);
         if let Some(content_type) = self.content_type {
@@ -106,13 +117,7 @@ impl Answer {
         for (name, value) in self.headers {
             head.append_header(name, value)?;
         }
-        let bodiless = self.body.is_empty() || asks_for_head;
-        let mut tasks = vec![HttpTask::Header(Box::new(head), bodiless)];
-        if !bodiless {
-            tasks.push(HttpTask::Body(Some(Bytes::from(self.body)), true));
-        }
-        http.response_duplex_vec(tasks).await?;
-        Ok(())
+        Ok((head, Bytes::from(self.body)))
     }
 }
 

@@ -34,7 +34,7 @@ struct State {
     leases: Expiring<LeaseName, Owner>,
     intents: Expiring<LeaseName, Intent>,
     aliases: Expiring<Alias, Option<SessionKey>>,
-    customers: Expiring<CustomerName, Vec<SessionKey>>,
+    customers: Expiring<CustomerName, Vec<(SessionKey, Timestamp)>>,
     epochs: Expiring<CustomerName, Timestamp>,
 }
 
@@ -159,8 +159,9 @@ impl SessionStore for MemoryStore {
         let now = self.clock.now();
         let mut state = self.state();
         let mut keys = state.customers.get(customer, now).cloned().unwrap_or_default();
-        keys.retain(|known| known != key && state.sessions.get(known, now).is_some());
-        keys.push(*key);
+        // By their own ends, not by their records: a login notes the session before it writes the record.
+        keys.retain(|(known, end)| known != key && now < *end);
+        keys.push((*key, now.after(life)));
         state.customers.put(customer.clone(), keys, now.after(life));
         Ok(())
     }
@@ -168,9 +169,10 @@ impl SessionStore for MemoryStore {
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
         let now = self.clock.now();
         let state = self.state();
+        let noted = state.customers.get(customer, now).map(Vec::as_slice).unwrap_or_default();
         Ok(CustomerSessions {
             epoch: state.epochs.get(customer, now).copied().unwrap_or_default(),
-            keys: state.customers.get(customer, now).cloned().unwrap_or_default(),
+            keys: noted.iter().map(|(key, _)| *key).collect(),
         })
     }
 

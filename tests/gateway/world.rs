@@ -50,7 +50,8 @@ pub fn logged() -> String {
 /// A port nobody uses: below the range from which the system takes ports for outgoing connections.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 15_000 + u16::try_from(std::process::id() % 12_000).unwrap();
+    // Spread: test runs that start together have neighbouring process ids.
+    let start = 15_000 + u16::try_from(u64::from(std::process::id()) * 7_919 % 12_000).unwrap();
     loop {
         let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 5_000;
         // Asked by connecting: a listener opened to ask could be inherited by a process that starts meanwhile.
@@ -187,7 +188,7 @@ impl Received {
 
 /// A real Redis of the test's own.
 pub struct Redis {
-    process: Child,
+    process: Mutex<Child>,
     pub port: u16,
     folder: tempfile::TempDir,
 }
@@ -195,7 +196,7 @@ pub struct Redis {
 impl Redis {
     pub async fn start() -> Self {
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
-        let mut redis = Self { process: Self::spawn(port, &folder), port, folder };
+        let redis = Self { process: Mutex::new(Self::spawn(port, &folder)), port, folder };
         redis.wait().await;
         redis
     }
@@ -209,21 +210,22 @@ impl Redis {
             .expect("redis-server is installed")
     }
 
-    async fn wait(&mut self) {
+    async fn wait(&self) {
         let port = self.port;
         eventually("Redis answers", async || command(port, "PING").is_some_and(|answer| answer.starts_with("+PONG")))
             .await;
     }
 
     /// Kills it, as a crash would.
-    pub fn kill(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    pub fn kill(&self) {
+        let mut process = self.process.lock().unwrap();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 
     /// Starts it again, with what it had stored.
-    pub async fn restart(&mut self) {
-        self.process = Self::spawn(self.port, &self.folder);
+    pub async fn restart(&self) {
+        *self.process.lock().unwrap() = Self::spawn(self.port, &self.folder);
         self.wait().await;
     }
 
@@ -286,7 +288,8 @@ fn command(port: u16, text: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&answer).into_owned())
 }
 
-fn plain_get(address: SocketAddr, path: &str) -> String {
+/// The raw answer to a GET, asked without a runtime.
+pub fn plain_get(address: SocketAddr, path: &str) -> String {
     let exchange = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -418,7 +421,16 @@ impl Builder {
         for replica in &replicas {
             replica.wait().await;
         }
-        World { simulator, redis, replicas, clock, client: client(), seen: Mutex::default(), saas_is_exposed: false }
+        World {
+            simulator,
+            redis,
+            replicas,
+            clock,
+            overrides: self.overrides,
+            client: client(),
+            seen: Mutex::default(),
+            saas_is_exposed: false,
+        }
     }
 }
 
@@ -428,6 +440,7 @@ pub struct World {
     pub redis: Option<Redis>,
     pub replicas: Vec<Replica>,
     pub clock: Arc<ShiftedClock>,
+    overrides: Vec<(String, String)>,
     client: reqwest::Client,
     seen: Mutex<Vec<String>>,
     /// Set where a tenant exposes the JWT on purpose.
@@ -447,6 +460,21 @@ impl World {
     /// The (first) gateway.
     pub fn gateway(&self) -> &Replica {
         &self.replicas[0]
+    }
+
+    /// Starts a further gateway over the same store, with some keys set otherwise. Returns its number.
+    pub async fn add_replica(&mut self, changes: &[(&str, &str)]) -> usize {
+        let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let overrides: Vec<_> = self.overrides.iter().cloned().chain(changes).collect();
+        let replica = Replica::start(self.simulator.address, &overrides, self.clock.clone());
+        replica.wait().await;
+        self.replicas.push(replica);
+        self.replicas.len() - 1
+    }
+
+    /// The Redis of this world.
+    pub fn redis(&self) -> &Redis {
+        self.redis.as_ref().unwrap()
     }
 
     /// Begins a request of the first gateway: `"GET /cart/acme/carts"`.
@@ -507,26 +535,34 @@ impl World {
         Browser { world: self, cookie: Mutex::default() }
     }
 
-    fn leaks(&self, canaries: &[String]) -> Vec<String> {
-        let mut leaks = Vec::new();
-        let mut scan = |sink: &str, text: &[u8]| {
-            for canary in canaries.iter().filter(|canary| canary.len() >= 16) {
-                if text.windows(canary.len()).any(|window| window == canary.as_bytes()) {
-                    leaks.push(format!("{sink} holds the token {canary}"));
-                }
-            }
-        };
-        scan("the log", &LOG.lock().unwrap());
-        for replica in &self.replicas {
-            scan("the metrics", replica.metrics().as_bytes());
-        }
-        if let Some(redis) = &self.redis {
-            scan("Redis", &redis.dump());
-        }
+    /// Where one of `canaries` can be read.
+    pub fn leaks(&self, canaries: &[String]) -> Vec<String> {
+        let mut leaks = self.leaks_inside(canaries);
         if !self.saas_is_exposed {
-            scan("a response", self.seen.lock().unwrap().concat().as_bytes());
+            scan("a response", self.seen.lock().unwrap().concat().as_bytes(), canaries, &mut leaks);
         }
         leaks
+    }
+
+    /// The same, but for responses: what clients hold may stand there and nowhere else.
+    pub fn leaks_inside(&self, canaries: &[String]) -> Vec<String> {
+        let mut leaks = Vec::new();
+        scan("the log", &LOG.lock().unwrap(), canaries, &mut leaks);
+        for replica in &self.replicas {
+            scan("the metrics", replica.metrics().as_bytes(), canaries, &mut leaks);
+        }
+        if let Some(redis) = &self.redis {
+            scan("Redis", &redis.dump(), canaries, &mut leaks);
+        }
+        leaks
+    }
+}
+
+fn scan(sink: &str, text: &[u8], canaries: &[String], leaks: &mut Vec<String>) {
+    for canary in canaries.iter().filter(|canary| canary.len() >= 8) {
+        if text.windows(canary.len()).any(|window| window == canary.as_bytes()) {
+            leaks.push(format!("{sink} holds {canary}"));
+        }
     }
 }
 

@@ -1,0 +1,233 @@
+//! Renewal when Emporix' token endpoints fail, lose answers, refuse, or meet a logout: no token is spent twice,
+//! and only a refusal ends the customer's half.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::world::{Answer, Customer, World, eventually};
+
+const ME: &str = "GET /customer/acme/me";
+
+async fn me(world: &World, replica: usize, handle: &str) -> Answer {
+    world.ask_replica(replica, ME).bearer(handle).send().await
+}
+
+/// A customer whose access lives 600 seconds, renewal being due for the last 180.
+async fn short_lived(world: &World) -> Customer {
+    world.simulator.set(json!({"customer_access_ttl": 600})).await;
+    let customer = world.customer().await;
+    world.simulator.forget_calls().await;
+    customer
+}
+
+async fn becomes_due(world: &World) {
+    world.clock.advance(Duration::from_secs(500));
+}
+
+async fn expires(world: &World) {
+    world.clock.advance(Duration::from_secs(700));
+}
+
+async fn logout(world: &World, customer: &Customer) -> Answer {
+    let handle = &customer.tokens.access;
+    world.ask(&format!("GET /customer/acme/logout?accessToken={handle}")).bearer(handle).send().await
+}
+
+fn refreshes(world: &World, outcome: &str) -> f64 {
+    world.gateway().metric(&format!(r#"gateway_refreshes_total{{half="customer",outcome="{outcome}"}}"#))
+}
+
+fn outage(mode: &str) -> Value {
+    match mode.parse::<u16>() {
+        Ok(status) => json!({"operation": "refresh", "mode": "status", "status": status}),
+        Err(_) => json!({"operation": "refresh", "mode": mode}),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_token_endpoints_are_down_a_session_is_served_as_long_as_its_token_lives() {
+    let world = World::new().await;
+    let customer = short_lived(&world).await;
+    for operation in ["refresh", "anonymous_refresh", "anonymous_login", "login", "logout"] {
+        world.simulator.fault(json!({"operation": operation, "mode": "status", "status": 503})).await;
+    }
+    becomes_due(&world).await;
+    for _ in 0..3 {
+        assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200);
+    }
+    expires(&world).await;
+    let cut_off = me(&world, 0, &customer.tokens.access).await;
+    assert_eq!((cut_off.status, cut_off.code().as_str()), (503, "identity_unavailable"), "no logout: {}", cut_off.text);
+    assert!(!cut_off.header("retry-after").is_empty());
+    let login = world.login(&customer.visitor.access, "john.doe@example.com").await;
+    assert_eq!(login.status, 503, "{}", login.text);
+    world.simulator.heal().await;
+    eventually("it heals", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_while_the_token_endpoints_are_down_is_a_logout_and_emporix_is_told_later() {
+    let world = World::new().await;
+    let customer = short_lived(&world).await;
+    world.simulator.fault(json!({"operation": "logout", "mode": "status", "status": 503, "times": 2})).await;
+    assert_eq!(logout(&world, &customer).await.status, 204);
+    assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 401);
+    eventually("Emporix is told in the end", async || world.simulator.calls("logout").await == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_whose_answer_was_lost_is_not_sent_again_while_access_lives() {
+    for mode in ["late_reset", "half_body"] {
+        let world = World::new().await;
+        let customer = short_lived(&world).await;
+        world.simulator.fault(json!({"operation": "refresh", "mode": mode, "times": 1})).await;
+        becomes_due(&world).await;
+        eventually("a second leader has found the unsettled refresh", async || {
+            assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200, "it is kept alive");
+            refreshes(&world, "unavailable") >= 1.0
+        })
+        .await;
+        assert_eq!(world.simulator.calls("refresh").await, 1, "{mode}: the token may be spent");
+        assert!(refreshes(&world, "unknown") >= 1.0, "{mode}");
+
+        expires(&world).await;
+        eventually("the one recovery has been refused", async || {
+            me(&world, 0, &customer.tokens.access).await.status == 401
+        })
+        .await;
+        assert_eq!(world.simulator.calls("refresh").await, 2, "{mode}: one recovery and no more");
+        assert_eq!(me(&world, 0, &customer.visitor.access).await.status, 200, "{mode}: the visitor's half stays");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_to_a_token_that_was_not_spent_recovers_once_access_is_over() {
+    let world = World::new().await;
+    world.simulator.set(json!({"refresh_single_use": false})).await;
+    let customer = short_lived(&world).await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "late_reset", "times": 1})).await;
+    becomes_due(&world).await;
+    assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200);
+    eventually("the answer is lost", async || refreshes(&world, "unknown") >= 1.0).await;
+    expires(&world).await;
+    eventually("the recovery renews", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+    assert_eq!(world.simulator.calls("refresh").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_refresh_ends_the_customers_half_and_leaves_the_visitors() {
+    for store_is_redis in [false, true] {
+        let builder = if store_is_redis { World::builder().redis() } else { World::builder() };
+        let world = builder.start().await;
+        let customer = short_lived(&world).await;
+        world.simulator.expire("customer_refresh").await;
+        expires(&world).await;
+        let over = me(&world, 0, &customer.tokens.access).await;
+        assert_eq!((over.status, over.code().as_str()), (401, "session_ended"), "{}", over.text);
+        let line = "GET /customer/acme/me/addresses";
+        assert_eq!(world.ask(line).bearer(&customer.tokens.access).send().await.status, 401);
+        let guest = me(&world, 0, &customer.visitor.access).await;
+        assert_eq!((guest.status, guest.json()["customerNumber"].as_str()), (200, Some("00000000")));
+        let route = world.ask(line).bearer(&customer.visitor.access).send().await;
+        assert_eq!((route.status, route.code().as_str()), (401, "customer_required"));
+        assert_eq!(world.simulator.calls("refresh").await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_whose_refresh_is_refused_is_a_visitor_again() {
+    let world = World::new().await;
+    world.simulator.set(json!({"customer_access_ttl": 600})).await;
+    let browser = world.browser();
+    browser.login().await;
+    world.simulator.expire("customer_refresh").await;
+    expires(&world).await;
+    let view = browser.send(ME, |ask| ask.bearer("cookie.customer")).await;
+    assert_eq!(view.status, 401, "{}", view.text);
+    let guest = browser.send(ME, |ask| ask).await;
+    assert_eq!((guest.status, guest.json()["customerNumber"].as_str()), (200, Some("00000000")), "{}", guest.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unavailable_refresh_keeps_the_session_whatever_the_answer_looks_like() {
+    let world = World::new().await;
+    let customer = short_lived(&world).await;
+    for mode in ["500", "403", "404", "408", "429", "html"] {
+        world.simulator.fault(outage(mode)).await;
+        world.clock.advance(Duration::from_secs(700));
+        let answer = me(&world, 0, &customer.tokens.access).await;
+        assert!([503, 429].contains(&answer.status), "{mode}: {} {}", answer.status, answer.text);
+        assert!(!answer.header("retry-after").is_empty(), "{mode}: {}", answer.text);
+        world.simulator.heal().await;
+        eventually(&format!("it heals after {mode}"), async || {
+            let answer = me(&world, 0, &customer.tokens.access).await;
+            assert_ne!(answer.status, 401, "{mode}: {}", answer.text);
+            answer.status == 200
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_requests_on_an_expired_session_are_one_refresh_over_two_replicas() {
+    let world = World::builder().redis().replicas(2).start().await;
+    let customer = short_lived(&world).await;
+    for replica in [0, 1] {
+        assert_eq!(me(&world, replica, &customer.tokens.access).await.status, 200);
+    }
+    expires(&world).await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 200})).await;
+    let (world, handle) = (Arc::new(world), customer.tokens.access);
+    let ask = |number: usize| {
+        let (world, handle) = (world.clone(), handle.clone());
+        tokio::spawn(async move { me(&world, number % 2, &handle).await })
+    };
+    let asked: Vec<_> = (0..100).map(ask).collect();
+    for answer in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!((answer.status, answer.json()["customerNumber"].as_str()), (200, Some("13869000")));
+    }
+    assert_eq!(world.simulator.calls("refresh").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_that_meets_a_refresh_stays_a_logout() {
+    let world = World::builder().redis().replicas(2).start().await;
+    let customer = short_lived(&world).await;
+    expires(&world).await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 600, "times": 1})).await;
+    let racing = me(&world, 1, &customer.tokens.access);
+    let ending = async {
+        eventually("the refresh is under way", async || world.simulator.calls("refresh").await == 1).await;
+        logout(&world, &customer).await
+    };
+    let (raced, ended) = tokio::join!(racing, ending);
+    assert_eq!(ended.status, 204, "{}", ended.text);
+    assert_eq!(raced.status, 401, "{}", raced.text);
+    for replica in [0, 1] {
+        for handle in [&customer.tokens.access, &customer.visitor.access] {
+            assert_eq!(me(&world, replica, handle).await.status, 401, "replica {replica}");
+        }
+    }
+    let records = world.redis().keys().into_iter().filter(|key| key.ends_with(":session"));
+    assert_eq!(records.count(), 0, "nothing brought it back");
+    eventually("what the refresh brought is revoked upstream as well", async || {
+        world.simulator.calls("logout").await == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_does_not_waste_the_refresh() {
+    let world = World::new().await;
+    let customer = short_lived(&world).await;
+    expires(&world).await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 500, "times": 1})).await;
+    let impatient = tokio::time::timeout(Duration::from_millis(250), me(&world, 0, &customer.tokens.access)).await;
+    assert!(impatient.is_err(), "it hung up before the answer");
+    eventually("the refresh is kept", async || refreshes(&world, "renewed") >= 1.0).await;
+    assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200);
+    assert_eq!(world.simulator.calls("refresh").await, 1);
+}
