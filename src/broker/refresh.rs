@@ -412,7 +412,7 @@ impl Broker {
             (false, Freshness::RefreshDue) => self.settle(&session, Ask::WhenDue, false).await?,
             (false, Freshness::Fresh | Freshness::Final) => self.metrics.emporix_saved.count(Saved::RefreshNotDue),
         }
-        self.rotate(&session, now).await
+        self.rotate(&session, credential, now).await
     }
 
     /// Renews; where the present token would do, a renewal that fails does not matter.
@@ -425,8 +425,9 @@ impl Broker {
         }
     }
 
-    /// Issues the handles of a refresh answer; the old refresh handle works for a short grace.
-    async fn rotate(&self, session: &Session, now: Timestamp) -> Result<Granted, GatewayError> {
+    /// Issues the handles of a refresh answer. The refresh handle that came works for a short grace; those of other tabs
+    /// are theirs.
+    async fn rotate(&self, session: &Session, came: &Credential, now: Timestamp) -> Result<Granted, GatewayError> {
         let handles = NewHandles { saas: None, ..NewHandles::random(session, Scope::Customer, false)? };
         let rotated = self
             .store
@@ -435,7 +436,11 @@ impl Broker {
                     return Change::Discard;
                 }
                 session.last_seen_at = session.last_seen_at.max(now);
-                session.credentials.retire(HandleKind::CustomerRefresh, now.after(Session::REPLACEMENT_GRACE));
+                if let Credential::Handle(came, _) = came
+                    && came.kind == HandleKind::CustomerRefresh
+                {
+                    session.credentials.retire(came, now.after(Session::REPLACEMENT_GRACE));
+                }
                 handles.issue(session, Scope::Customer);
                 Change::Save
             })

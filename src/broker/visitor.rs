@@ -42,6 +42,17 @@ impl Broker {
         }
     }
 
+    /// Whether `credential` opens a session of `tenant`; a dead one does not.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub async fn opens(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<bool, GatewayError> {
+        match self.open(Some(tenant), credential, self.clock.now()).await {
+            Err(error) if error.status() >= 500 => Err(error),
+            opened => Ok(opened.is_ok()),
+        }
+    }
+
     async fn visit_again(self: &Arc<Self>, session: Session, asked: SiteContext) -> Result<Granted, GatewayError> {
         let now = self.clock.now();
         let own = session.anonymous.as_ref().map(|half| half.context.clone()).unwrap_or_default();

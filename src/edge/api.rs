@@ -9,6 +9,7 @@ use pingora::protocols::http::ServerSession;
 use serde::Deserialize;
 
 use super::forward::{Passage, Upload};
+use super::headers;
 use super::proof::{self, Exposure};
 use super::route::ApiRoute;
 use super::slots::Presented;
@@ -28,7 +29,7 @@ impl Gateway {
         target: &Target<'_>,
         visit: &mut Visit,
     ) -> Result<Ended, GatewayError> {
-        if target.carries_credential() {
+        if target.carries_credential(&[]) {
             return Err(GatewayError::BadTarget("it carries a credential"));
         }
         let address = self.client_address(http);
@@ -41,17 +42,16 @@ impl Gateway {
         let exposure = Exposure {
             rides_on_cookie: presented.cookie || presented.placeholder,
             may_set_cookie: false,
-            changes_state: !safe || http.is_upgrade_req(),
+            changes_state: !safe || headers::asks_for_websocket(head),
         };
         proof::demand(&head.headers, self.origins(visit.tenant.as_ref()), exposure)?;
         let came_with_cookie = presented.cookie;
         let mut credential = Self::noted(visit, presented);
-        let mut answer_headers = std::mem::take(&mut visit.cors);
         if credential.is_none() && !came_with_cookie && self.creates_visitor(route, head, visit)? {
             self.limits.visitor(address)?;
             let tenant = visit.tenant.as_ref().ok_or(GatewayError::UnknownTenant)?;
             let cookie = self.broker.visitor_on_demand(tenant).await?;
-            answer_headers.push((SET_COOKIE, self.cookies.set(&cookie)));
+            visit.cors.push((SET_COOKIE, self.cookies.set(&cookie)));
             credential = Some(Credential::Cookie(cookie, None));
         }
         let named: Vec<&str> = visits.iter().map(AsRef::as_ref).collect();
@@ -63,19 +63,15 @@ impl Gateway {
             visits: &named,
             safe,
         };
-        let permit = match self.broker.authenticate(&demand, credential.as_ref()).await {
-            Ok(permit) => permit,
-            Err(error) => {
-                visit.cors = answer_headers;
-                return Err(error);
-            }
-        };
+        let permit = self.broker.authenticate(&demand, credential.as_ref()).await?;
         let visits = visits.into_iter().map(Cow::into_owned).collect();
         let upload = self.take_upload(http, route).await?;
         if route.limit == RouteLimit::SignIn {
             self.limits.sign_in(address, account(&upload).as_deref())?;
         }
         let client = address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok());
+        // A problem on the way down owes the page the same headers.
+        let answer_headers = visit.cors.clone();
         let passage = Passage { route, tenant: visit.tenant.clone(), permit, visits, client, answer_headers };
         self.forward(http, passage, upload).await
     }

@@ -102,7 +102,7 @@ impl Gateway {
         if length.is_some_and(|length| length > most) {
             return Err(GatewayError::BodyTooLarge);
         }
-        if http.is_body_empty() || http.is_upgrade_req() {
+        if http.is_body_empty() || headers::asks_for_websocket(http.req_header()) {
             return Ok(Upload::None);
         }
         if http
@@ -196,7 +196,7 @@ impl Gateway {
                     host: self.upstream.host(),
                     client: passage.client.as_ref(),
                     secure: is_secure(http),
-                    upgrade: http.is_upgrade_req(),
+                    upgrade: headers::asks_for_websocket(http.req_header()),
                     body: upload.framing(),
                 },
             )
@@ -226,7 +226,7 @@ impl Gateway {
         let upstream = line.session.resp_header().ok_or(GatewayError::Internal("a response without a head"))?;
         let status = upstream.status;
         let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-        if upgraded != (upgraded && http.is_upgrade_req()) {
+        if upgraded != (upgraded && headers::asks_for_websocket(http.req_header())) {
             return Err(GatewayError::UpstreamFailed("it switched protocols unasked"));
         }
         let streams = upgraded || is_event_stream(upstream);

@@ -105,6 +105,14 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     Ok(head)
 }
 
+/// Whether the client asks for a WebSocket (RFC 6455, section 4.2.1): no other protocol is switched to.
+pub(super) fn asks_for_websocket(client: &RequestHeader) -> bool {
+    let mut connection = client.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    client.version == Version::HTTP_11
+        && client.headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && connection.any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
+}
+
 /// Hop-by-hop fields (RFC 9110, section 7.6.1), what is rebuilt, and what only the gateway may say.
 fn is_never_forwarded(name: &HeaderName) -> bool {
     is_hop_by_hop(name)
@@ -195,6 +203,9 @@ pub(super) fn incoming(
             continue;
         }
         head.append_header(name.clone(), value.clone()).map_err(fits)?;
+    }
+    if keep_upgrade {
+        head.insert_header(CONNECTION, HeaderValue::from_static("upgrade")).map_err(fits)?;
     }
     if used_session {
         head.insert_header(CACHE_CONTROL, privately_cached(&upstream.headers)).map_err(fits)?;

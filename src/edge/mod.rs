@@ -418,7 +418,9 @@ impl Gateway {
         http.set_pipelining_enabled(true);
         http.set_total_drain_timeout(Some(Duration::from_secs(2)));
         http.set_write_timeout(Some(Duration::from_secs(60)));
-        http.set_keepalive((!self.draining.load(Ordering::Acquire)).then_some(KEEPALIVE_SECONDS));
+        // What the request itself rules out stays out: HTTP/1.0, `close`, two ways of framing the body.
+        let may_stay = http.get_keepalive().is_some() && !self.draining.load(Ordering::Acquire);
+        http.set_keepalive(may_stay.then_some(KEEPALIVE_SECONDS));
 
         let mut visit = Visit::new();
         let ended = match http.req_header().method {

@@ -20,7 +20,7 @@ impl Gateway {
         target: &Target<'_>,
         visit: &mut Visit,
     ) -> Result<Answer, GatewayError> {
-        if target.carries_credential() {
+        if target.carries_credential(&[]) {
             return Err(GatewayError::BadTarget("it carries a credential"));
         }
         let headers = &http.req_header().headers;

@@ -40,14 +40,17 @@ impl<'t> Target<'t> {
         })
     }
 
-    /// Whether a handle or a placeholder stands anywhere in the target: an API request has no place for one.
-    pub(super) fn carries_credential(&self) -> bool {
+    /// Whether a handle or a placeholder stands anywhere in the target but in the parameters of these names.
+    pub(super) fn carries_credential(&self, slots: &[&str]) -> bool {
         let suspicious = |text: &str| text.contains("eg_") || text.contains("cookie.");
         if !suspicious(self.path) && !self.query.is_some_and(|query| query.contains('%') || suspicious(query)) {
             return false;
         }
         let in_path = self.path.split('/').any(|segment| is_credential(&decoded(segment)));
-        in_path || self.parameters().any(|(name, value)| is_credential(&name) || is_credential(&value))
+        let misplaced = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
+            is_credential(&name) || (!slots.contains(&name.as_ref()) && is_credential(&value))
+        };
+        in_path || self.parameters().any(misplaced)
     }
 
     /// The ids of visits that the query names.
@@ -199,10 +202,10 @@ mod tests {
             "/a?token=cookie.customer".to_owned(),
             "/a?token=cookie%2Ecustomer".to_owned(),
         ] {
-            assert!(Target::parse(target.as_bytes()).unwrap().carries_credential(), "{target}");
+            assert!(Target::parse(target.as_bytes()).unwrap().carries_credential(&[]), "{target}");
         }
         for target in ["/a?x=eg_c_short", "/leg_a_b", "/a?policy=cookie.html", "/a?x=%41"] {
-            assert!(!Target::parse(target.as_bytes()).unwrap().carries_credential(), "{target}");
+            assert!(!Target::parse(target.as_bytes()).unwrap().carries_credential(&[]), "{target}");
         }
     }
 
@@ -230,7 +233,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_parser_panic(raw in proptest::collection::vec(any::<u8>(), 0..60)) {
             if let Ok(target) = Target::parse(&raw) {
-                let _ = (target.carries_credential(), target.visits().count());
+                let _ = (target.carries_credential(&[]), target.visits().count());
             }
         }
     }

@@ -35,6 +35,10 @@ impl Gateway {
         visit: &mut Visit,
     ) -> Result<Answer, GatewayError> {
         let tenant = visit.tenant.clone().ok_or(GatewayError::UnknownTenant)?;
+        let slots: Vec<&str> = slots(route).iter().map(|(name, _)| *name).collect();
+        if target.carries_credential(&slots) {
+            return Err(GatewayError::BadTarget("it carries a credential where none belongs"));
+        }
         let query = Query::parse(target)?;
         let credential = self.credential_of(http, route, &query, &tenant, visit)?;
         match route {
@@ -95,13 +99,20 @@ impl Gateway {
         let presented = Presented::in_request(headers, self.cookies.name(), query.slot(route));
         let forgives = route == TokenRoute::AnonymousLogin;
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
-        let presented = match presented {
+        let mut presented = match presented {
             // A dead credential on anonymous login is as good as none.
             Err(GatewayError::SessionGone | GatewayError::SessionEnded) if forgives => {
                 Presented { cookie: visit.by_cookie, ..Presented::default() }
             }
             presented => presented?,
         };
+        // Foreign Bearers are adopted on API routes alone.
+        if matches!(presented.credential, Some(Credential::Foreign(_))) {
+            if !forgives {
+                return Err(GatewayError::SessionEnded);
+            }
+            presented.credential = None;
+        }
         let gives_birth = presented.credential.is_none() && !matches!(route, TokenRoute::Refresh | TokenRoute::Logout);
         let exposure = Exposure {
             rides_on_cookie: presented.cookie || presented.placeholder,
@@ -119,7 +130,11 @@ impl Gateway {
         credential: Option<Credential>,
         query: &Query,
     ) -> Result<Answer, GatewayError> {
-        if credential.is_none() {
+        let mints = match &credential {
+            Some(credential) => !self.broker.opens(tenant, credential).await?,
+            None => true,
+        };
+        if mints {
             self.limits.visitor(self.client_address(http))?;
         }
         let transport = self.edge_tenant(tenant)?.transport_at_birth(&http.req_header().headers);
@@ -217,16 +232,7 @@ impl Query {
 
     /// The parameter of `route` that holds a credential.
     fn slot(&self, route: TokenRoute) -> Option<QuerySlot<'_>> {
-        let slots: &[(&str, HandleKind)] = match route {
-            TokenRoute::Refresh => &[("refreshToken", HandleKind::CustomerRefresh)],
-            TokenRoute::Logout => &[("accessToken", HandleKind::CustomerAccess)],
-            TokenRoute::AnonymousRefresh => {
-                &[("refresh_token", HandleKind::AnonymousRefresh), ("anonymous_token", HandleKind::AnonymousAccess)]
-            }
-            TokenRoute::SocialLogin => &[("anonymous_token", HandleKind::AnonymousAccess)],
-            _ => &[],
-        };
-        slots.iter().find_map(|(name, takes)| self.get(name).map(|value| QuerySlot { value, takes: *takes }))
+        slots(route).iter().find_map(|(name, takes)| self.get(name).map(|value| QuerySlot { value, takes: *takes }))
     }
 
     fn site(&self) -> Result<SiteContext, GatewayError> {
@@ -243,6 +249,19 @@ impl Query {
             language: text("language")?,
             target_location: text("targetLocation")?,
         })
+    }
+}
+
+/// The query parameters of `route` that hold a credential, and its kind; the first that is present counts.
+const fn slots(route: TokenRoute) -> &'static [(&'static str, HandleKind)] {
+    match route {
+        TokenRoute::Refresh => &[("refreshToken", HandleKind::CustomerRefresh)],
+        TokenRoute::Logout => &[("accessToken", HandleKind::CustomerAccess)],
+        TokenRoute::AnonymousRefresh => {
+            &[("refresh_token", HandleKind::AnonymousRefresh), ("anonymous_token", HandleKind::AnonymousAccess)]
+        }
+        TokenRoute::SocialLogin => &[("anonymous_token", HandleKind::AnonymousAccess)],
+        _ => &[],
     }
 }
 

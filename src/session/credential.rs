@@ -304,13 +304,19 @@ impl Credentials {
         }
     }
 
-    /// Lets every handle of `kind` end at `at`, with no more than anonymous rights until then if `demote`.
-    pub fn retire(&mut self, kind: HandleKind, at: Timestamp) {
-        for known in self.0.iter_mut().filter(|known| known.kind == kind) {
+    /// Lets `handle` end at `at`.
+    pub fn retire(&mut self, handle: &Handle, at: Timestamp) {
+        let hash = handle.hash();
+        for known in self.0.iter_mut().filter(|known| known.kind == handle.kind && known.hash.matches(&hash)) {
             known.expires_at = known.expires_at.min(at);
-            if kind == HandleKind::Cookie {
-                known.scope = Scope::Anonymous;
-            }
+        }
+    }
+
+    /// Lets every cookie end at `at`, with no more than anonymous rights until then.
+    pub fn retire_cookies(&mut self, at: Timestamp) {
+        for known in self.0.iter_mut().filter(|known| known.kind == HandleKind::Cookie) {
+            known.expires_at = known.expires_at.min(at);
+            known.scope = Scope::Anonymous;
         }
     }
 
@@ -370,9 +376,20 @@ mod tests {
         let cookie = handle(HandleKind::Cookie);
         credentials.issue(&cookie, Scope::Customer);
         let end = NOW.after(std::time::Duration::from_secs(30));
-        credentials.retire(HandleKind::Cookie, end);
+        credentials.retire_cookies(end);
         assert_eq!(credentials.verify(&cookie, NOW), Verified::Valid(Scope::Anonymous));
         assert_eq!(credentials.verify(&cookie, end), Verified::Replaced(HandleKind::Cookie));
+    }
+
+    #[test]
+    fn a_retired_handle_leaves_the_others_alone() {
+        let mut credentials = Credentials::default();
+        let (old, other) = (handle(HandleKind::CustomerRefresh), handle(HandleKind::CustomerRefresh));
+        credentials.issue(&old, Scope::Customer);
+        credentials.issue(&other, Scope::Customer);
+        credentials.retire(&old, NOW);
+        assert_eq!(credentials.verify(&old, NOW), Verified::Replaced(HandleKind::CustomerRefresh));
+        assert_eq!(credentials.verify(&other, NOW), Verified::Valid(Scope::Customer));
     }
 
     #[test]

@@ -278,7 +278,7 @@ impl Session {
         for kind in [HandleKind::CustomerAccess, HandleKind::CustomerRefresh, HandleKind::Saas] {
             self.credentials.forget(kind);
         }
-        self.credentials.retire(HandleKind::Cookie, now.after(Self::REPLACEMENT_GRACE));
+        self.credentials.retire_cookies(now.after(Self::REPLACEMENT_GRACE));
     }
 }
 

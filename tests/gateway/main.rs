@@ -2,8 +2,11 @@
 
 #![expect(unreachable_pub, reason = "nothing reaches into a test binary")]
 
+mod api_routes;
+mod api_sessions;
 mod architecture;
 mod bad_input;
+mod browsers;
 mod login;
 mod logout;
 mod operations;
@@ -16,5 +19,6 @@ mod secrets_stay_secret;
 mod steps;
 mod store_contract;
 mod story;
+mod streaming;
 mod token_routes;
 mod world;
