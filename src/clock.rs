@@ -48,12 +48,6 @@ impl Timestamp {
         Self(self.0.saturating_add(whole_millis(duration)))
     }
 
-    /// The instant `duration` earlier.
-    #[must_use]
-    pub fn before(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(whole_millis(duration)))
-    }
-
     /// How long after `earlier` this instant is; zero when it is not.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
@@ -114,10 +108,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arithmetic_saturates_at_both_ends() {
+    fn arithmetic_saturates() {
         let century = Duration::from_secs(u64::MAX);
         assert_eq!(Timestamp::from_seconds(5).after(century), Timestamp::NEVER);
-        assert_eq!(Timestamp::from_seconds(5).before(century), Timestamp::default());
         assert_eq!(Timestamp::from_seconds(5).since(Timestamp::from_seconds(9)), Duration::ZERO);
     }
 }

@@ -4,14 +4,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use moka::sync::Cache;
+use tokio::sync::{Mutex, MutexGuard};
+
 use super::Broker;
 use super::authenticate::Opened;
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::IdentityError;
 use crate::session::{CustomerHalf, Scope, Session, SessionKey, TenantId, Token, TokenSet, Transport};
-use crate::store::{Alias, CustomerName};
+use crate::store::{Alias, Collision, CustomerName};
 use crate::telemetry::SessionEvent;
+
+/// Adoptions under way, and Bearers that Emporix did not know.
+pub(super) struct Adoptions {
+    turns: [Mutex<()>; 64],
+    refused: Cache<Alias, ()>,
+}
+
+impl Default for Adoptions {
+    fn default() -> Self {
+        const REFUSED_FOR: Duration = Duration::from_secs(30);
+        let refused = Cache::builder().max_capacity(100_000).time_to_live(REFUSED_FOR).build();
+        Self { turns: std::array::from_fn(|_| Mutex::new(())), refused }
+    }
+}
+
+impl Adoptions {
+    async fn turn(&self, alias: &Alias) -> MutexGuard<'_, ()> {
+        self.turns[usize::from(alias.hash[0]) % self.turns.len()].lock().await
+    }
+}
 
 impl Broker {
     /// Opens the session of a foreign Bearer, where the tenant adopts them.
@@ -27,14 +50,34 @@ impl Broker {
         let alias = Alias::of(tenant.clone(), token.expose().as_bytes());
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
-            None => match self.store.resolve(&alias).await? {
-                Some(key) => key,
-                None => self.adopt(tenant, token, &alias, now).await?,
-            },
+            None => self.adopted(tenant, token, &alias, now).await?,
         };
         let ready = self.find(&key, now).await?;
         self.store.remember_verdict(alias, key, ready.expires_at);
         Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })
+    }
+
+    /// The session that the Bearer was taken into, now or before. One request asks Emporix, the others of a page load
+    /// wait for it; what Emporix does not know is not asked again for a while.
+    async fn adopted(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        token: &Token,
+        alias: &Alias,
+        now: Timestamp,
+    ) -> Result<SessionKey, GatewayError> {
+        let _turn = self.adoptions.turn(alias).await;
+        if let Some(key) = self.store.resolve(alias).await? {
+            return Ok(key);
+        }
+        if self.adoptions.refused.contains_key(alias) {
+            return Err(GatewayError::SessionEnded);
+        }
+        let adopted = self.adopt(tenant, token, alias, now).await;
+        if matches!(adopted, Err(GatewayError::SessionEnded)) {
+            self.adoptions.refused.insert(alias.clone(), ());
+        }
+        adopted
     }
 
     async fn adopt(
@@ -76,7 +119,12 @@ impl Broker {
         self.store.index(&customer, &session.key, limits.absolute).await?;
         self.store.create(&session).await?;
         self.honour_epoch(&customer, &session, now).await?;
-        self.store.link(alias, &session.key, limits.absolute).await?;
+        let first = self.store.link(alias, &session.key, Collision::KeepFirst, limits.absolute).await?;
+        if first != Some(session.key) {
+            // Another replica was first.
+            self.store.remove(&session.key).await?;
+            return first.ok_or(GatewayError::SessionEnded);
+        }
         self.metrics.sessions.count(SessionEvent::CustomerAdopted);
         Ok(session.key)
     }

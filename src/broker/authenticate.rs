@@ -107,7 +107,7 @@ impl Broker {
         demand: &Demand<'_>,
         credential: &Credential,
     ) -> Result<Permit, GatewayError> {
-        let now = self.clock.now();
+        let mut now = self.clock.now();
         let mut opened = self.open(demand.tenant, credential, now).await?;
         loop {
             let acting = opened.acting_scope(now);
@@ -119,16 +119,20 @@ impl Broker {
                 Freshness::Fresh | Freshness::Final => {}
                 Freshness::RefreshDue => self.renew_behind(&opened.ready, scope),
                 Freshness::Dead => return Err(GatewayError::SessionEnded),
-                Freshness::Expired => match self.renew_half(&opened.ready, scope).await? {
-                    Some(renewed) => opened.ready = renewed,
-                    // The half has ended. The visitor's half stays, so there may be another scope to act in.
-                    None if scope == Scope::Customer && opened.named.is_none() => {
-                        opened.ready = self.find(&opened.ready.key, now).await?;
-                        opened.scope = Scope::Anonymous;
-                        continue;
+                Freshness::Expired => {
+                    let renewed = self.renew_half(&opened.ready, scope).await?;
+                    now = self.clock.now();
+                    match renewed {
+                        Some(renewed) => opened.ready = renewed,
+                        // The half has ended. The visitor's half stays, so there may be another scope to act in.
+                        None if scope == Scope::Customer && opened.named.is_none() => {
+                            opened.ready = self.find(&opened.ready.key, now).await?;
+                            opened.scope = Scope::Anonymous;
+                            continue;
+                        }
+                        None => return Err(GatewayError::SessionEnded),
                     }
-                    None => return Err(GatewayError::SessionEnded),
-                },
+                }
             }
             self.touch_behind(&opened.ready, now);
             return permit(&opened.ready, scope, demand, now);
@@ -179,7 +183,11 @@ impl Broker {
     }
 
     async fn open_handle(self: &Arc<Self>, handle: &Handle, now: Timestamp) -> Result<Opened, GatewayError> {
-        let ready = self.find(&handle.key, now).await?;
+        let mut ready = self.find(&handle.key, now).await?;
+        if ready.verify(handle, now) == Verified::Unknown {
+            // The hot cache may not have heard of a login elsewhere: only the store can say that a handle is nothing.
+            ready = self.store.reload(&handle.key).await?.ok_or(GatewayError::SessionGone)?;
+        }
         let scope = self.judge(&ready, handle, now)?;
         Ok(Opened { ready, scope, named: None })
     }
@@ -244,6 +252,7 @@ impl Broker {
     ) -> Result<Option<Arc<ReadySession>>, GatewayError> {
         let seen = ready.half(scope).map_or(0, |half| half.generation);
         match self.renew(&ready.key, scope, seen, Ask::WhenDue).await {
+            Renewal::Current(renewed) if is_anothers(&renewed, scope, ready.signed_in_at) => Ok(None),
             Renewal::Current(renewed) => Ok(Some(renewed)),
             Renewal::Ended => Ok(None),
             Renewal::Failed(error) => Err(error),
@@ -260,7 +269,8 @@ impl Broker {
         match self.renew(permit.key(), permit.scope(), permit.generation(), Ask::Now).await {
             Renewal::Current(ready) => {
                 let newer = ready.half(permit.scope())?.generation != permit.generation();
-                newer.then(|| self::permit(&ready, permit.scope(), demand, now).ok()).flatten()
+                let theirs = !is_anothers(&ready, permit.scope(), permit.signed_in_at());
+                (newer && theirs).then(|| self::permit(&ready, permit.scope(), demand, now).ok()).flatten()
             }
             Renewal::Ended | Renewal::Failed(_) => None,
         }
@@ -274,7 +284,7 @@ impl Broker {
 
     /// Records the use of a session, when the last record of it is old enough.
     fn touch_behind(self: &Arc<Self>, ready: &ReadySession, now: Timestamp) {
-        if !crate::session::Session::touch_is_due(ready.last_seen_at, now) || !self.flights.begin_touch(ready.key) {
+        if now < ready.touch_due_at || !self.flights.begin_touch(ready.key) {
             return;
         }
         let (broker, key) = (self.clone(), ready.key);
@@ -314,6 +324,11 @@ impl Broker {
             saas_token_expires_at: half.saas.as_ref().map(|saas| saas.expires_at.seconds()),
         })
     }
+}
+
+/// Whether somebody else has signed in meanwhile: the rights of a second login are not those of the first.
+fn is_anothers(ready: &ReadySession, scope: Scope, signed_in_at: Option<Timestamp>) -> bool {
+    scope == Scope::Customer && ready.signed_in_at != signed_in_at
 }
 
 fn permit(

@@ -10,7 +10,6 @@ use crate::config::RefreshAuthorizer;
 use crate::error::GatewayError;
 use crate::session::{AnonymousHalf, Freshness, Scope, Session, SiteContext, Token};
 use crate::store::layered::Change;
-use crate::telemetry::SessionEvent;
 
 impl Broker {
     /// The token that authorises a refresh of `session`, another one than `refused`.
@@ -79,7 +78,6 @@ impl Broker {
     /// Anonymous tokens fresh from Emporix.
     pub(super) async fn mint_half(&self, session: &Session, site: SiteContext) -> Result<AnonymousHalf, GatewayError> {
         let issued = self.identity.anonymous_login(&session.tenant, &site).await?;
-        self.metrics.sessions.count(SessionEvent::VisitorBorn);
         let session_id = issued.session_id.ok_or(GatewayError::IdentityUnreadable("no session id"))?;
         Ok(AnonymousHalf { tokens: issued.tokens, session_id, context: site })
     }

@@ -38,7 +38,7 @@ impl Default for Flights {
     fn default() -> Self {
         const COOL_DOWN: Duration = Duration::from_secs(1);
         let failed = Cache::builder().max_capacity(50_000).time_to_live(COOL_DOWN).build();
-        let touched = Cache::builder().max_capacity(50_000).time_to_live(Duration::from_secs(60)).build();
+        let touched = Cache::builder().max_capacity(50_000).time_to_live(Duration::from_secs(5)).build();
         Self { under_way: Mutex::default(), failed, touched }
     }
 }

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex;
 
 use super::Broker;
+use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::session::{Freshness, ReadySession, Scope, Session, SessionKey, TenantId, Transport};
 
@@ -17,7 +19,18 @@ pub(super) struct GuestTokens(HashMap<TenantId, GuestToken>);
 #[derive(Default)]
 struct GuestToken {
     current: ArcSwapOption<ReadySession>,
-    minting: Mutex<()>,
+    minting: Mutex<LastFailure>,
+}
+
+/// Why and when minting last failed: those who waited for it need not try for themselves.
+#[derive(Default)]
+struct LastFailure(Option<(GatewayError, Timestamp)>);
+
+impl LastFailure {
+    fn just_failed(&self, now: Timestamp) -> Option<GatewayError> {
+        const COOL_DOWN: Duration = Duration::from_secs(1);
+        self.0.as_ref().filter(|(_, at)| now.since(*at) < COOL_DOWN).map(|(error, _)| error.clone())
+    }
 }
 
 impl GuestTokens {
@@ -43,13 +56,24 @@ impl Broker {
         if let Some(ready) = guest.current.load_full().filter(usable) {
             return Ok(ready);
         }
-        let _minting = guest.minting.lock().await;
-        if let Some(ready) = guest.current.load_full()
+        let mut minting = guest.minting.lock().await;
+        let current = guest.current.load_full();
+        if let Some(ready) = &current
             && ready.freshness(Scope::Anonymous, now) == Freshness::Fresh
         {
-            return Ok(ready);
+            return Ok(ready.clone());
         }
-        self.mint_guest(tenant, guest).await
+        let lives = |ready: &Arc<ReadySession>| {
+            !matches!(ready.freshness(Scope::Anonymous, now), Freshness::Expired | Freshness::Dead)
+        };
+        let minted = match minting.just_failed(now) {
+            Some(error) => Err(error),
+            None => self.mint_guest(tenant, guest).await,
+        };
+        minted.or_else(|error| {
+            minting.0 = Some((error.clone(), now));
+            current.filter(lives).ok_or(error)
+        })
     }
 
     /// Another guest token than `refused`.

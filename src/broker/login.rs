@@ -10,7 +10,7 @@ use crate::error::GatewayError;
 use crate::identity::{Grant, IdentityError, Issued, LoginFlow};
 use crate::session::{CustomerHalf, Scope, Session, TenantId, Token, Transport, saas_token};
 use crate::store::layered::Change;
-use crate::store::{Alias, CustomerName};
+use crate::store::{Alias, Collision, CustomerName};
 use crate::telemetry::{Flow, LoginOutcome, SessionEvent};
 
 /// How a login is to be answered.
@@ -64,10 +64,28 @@ impl Broker {
         };
         let grant = of_this_visit(grant, &visitor)?;
         let issued = self.exchange(&visitor, &grant).await?;
-        let (half, saas) = self.believe(known, &visitor, &issued).await?;
-        let session = self.upgrade(visitor, half, issued, saas.clone());
-        let mut granted = session.await?;
-        let exposed = known.expose_jwt && options.no_browser && granted.transport == Transport::Handle;
+        let access = issued.tokens.access.clone();
+        match self.keep(known, visitor, issued, options).await {
+            Err(error) => {
+                // What cannot be kept here must not live on at Emporix.
+                self.revoke_behind(tenant.clone(), access);
+                Err(error)
+            }
+            kept => kept,
+        }
+    }
+
+    /// Makes a session of what was issued, once it is believed.
+    async fn keep(
+        self: &Arc<Self>,
+        tenant: &Tenant,
+        visitor: Session,
+        issued: Issued,
+        options: LoginOptions,
+    ) -> Result<Granted, GatewayError> {
+        let (half, saas) = self.believe(tenant, &visitor, &issued).await?;
+        let mut granted = self.upgrade(visitor, half, issued, &saas).await?;
+        let exposed = tenant.expose_jwt && options.no_browser && granted.transport == Transport::Handle;
         granted.exposed_saas = exposed.then_some(saas);
         Ok(granted)
     }
@@ -117,17 +135,17 @@ impl Broker {
         visitor: Session,
         half: CustomerHalf,
         issued: Issued,
-        saas: Token,
+        saas: &Token,
     ) -> Result<Granted, GatewayError> {
         let now = half.signed_in_at;
         let limits = *self.store.limits();
         let customer = CustomerName::of(visitor.tenant.clone(), &half.customer_id);
-        let life = limits.absolute;
-        self.store.index(&customer, &visitor.key, life).await?;
+        self.store.index(&customer, &visitor.key, limits.absolute).await?;
+        self.link_jwt(&visitor, saas, limits.absolute).await?;
         let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
-        let mut replaced: Option<Token> = None;
+        let mut before = visitor.clone();
         let mut apply = |session: &mut Session| {
-            replaced = session.customer.as_ref().map(|half| half.tokens.access.clone());
+            before = session.clone();
             session.upgrade(half.clone(), now, &limits);
             handles.issue(session, Scope::Customer);
             Change::Save
@@ -140,10 +158,12 @@ impl Broker {
         } else {
             self.store.update(&visitor.key, &mut apply).await?.ok_or(GatewayError::SessionEnded)?
         };
-        self.honour_epoch(&customer, &session, now).await?;
-        self.link_jwt(&session, &saas, life).await?;
-        if let Some(replaced) = replaced {
-            self.revoke_behind(session.tenant.clone(), replaced);
+        if let Err(error) = self.honour_epoch(&customer, &session, now).await {
+            self.undo(&session, &before).await;
+            return Err(error);
+        }
+        if let Some(replaced) = before.customer {
+            self.revoke_behind(session.tenant.clone(), replaced.tokens.access);
         }
         self.metrics.sessions.count(SessionEvent::CustomerSignedIn);
         let mut granted = handles.granted(&session, Scope::Customer, now, &limits);
@@ -151,6 +171,21 @@ impl Broker {
         granted.fields = issued.fields;
         granted.number_form = issued.number_form;
         Ok(granted)
+    }
+
+    /// Puts the session back as it was before a sign-in that cannot be answered.
+    async fn undo(&self, session: &Session, before: &Session) {
+        let generation = session.customer_generation;
+        let undone = self.store.update(&session.key, |session| {
+            if session.customer_generation != generation {
+                return Change::Discard;
+            }
+            *session = Session { revision: session.revision, customer_generation: generation + 1, ..before.clone() };
+            Change::Save
+        });
+        if let Err(error) = undone.await {
+            tracing::warn!(session = %session.key, %error, "a sign-in that failed could not be undone");
+        }
     }
 
     /// A session signed in before its customer's epoch is over: somebody revoked all of them meanwhile.
@@ -170,7 +205,7 @@ impl Broker {
     async fn link_jwt(&self, session: &Session, saas: &Token, life: std::time::Duration) -> Result<(), GatewayError> {
         if self.known_tenant(&session.tenant)?.accept_jwt {
             let alias = Alias::of(session.tenant.clone(), saas.expose().as_bytes());
-            self.store.link(&alias, &session.key, life).await?;
+            self.store.link(&alias, &session.key, Collision::Disable, life).await?;
         }
         Ok(())
     }

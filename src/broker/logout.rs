@@ -35,28 +35,39 @@ impl Broker {
         credential: &Credential,
     ) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
-        let customer = customer_of(&ready)?;
-        self.store.raise_epoch(&customer, self.clock.now(), self.store.limits().absolute).await?;
-        self.end_sessions_of(&customer, None).await?;
-        self.end(&ready).await
+        let others = self.revoke_all(&customer_of(&ready)?, None).await;
+        self.end(&ready).await?;
+        others.map_err(|_| GatewayError::LogoutUnconfirmed)
     }
 
-    /// Ends the customer's other sessions, after a change of password.
+    /// Ends the customer's other sessions, after a change of password; again, until the store takes it.
     pub fn end_others_behind(self: &Arc<Self>, permit: &Permit) {
+        const ATTEMPTS: u32 = 60;
+        let Some(customer_id) = permit.customer_id() else { return };
+        let customer = CustomerName::of(permit.tenant().clone(), customer_id);
         let (broker, key) = (self.clone(), *permit.key());
         self.runtime.spawn(async move {
-            let ended = match broker.store.load(&key).await {
-                Ok(Some(ready)) => match customer_of(&ready) {
-                    Ok(customer) => broker.end_sessions_of(&customer, Some(key)).await,
-                    Err(error) => Err(error),
-                },
-                Ok(None) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = ended {
-                tracing::error!(session = %key, %error, "the customer's other sessions could not be ended");
+            for _ in 0..ATTEMPTS {
+                match broker.revoke_all(&customer, Some(key)).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::warn!(session = %key, %error, "the customer's other sessions are not ended yet");
+                    }
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
+            tracing::error!(session = %key, "the customer's other sessions could not be ended");
         });
+    }
+
+    /// Ends the customer's sessions but `except`. The epoch comes first: it ends the logins that are under way.
+    async fn revoke_all(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        except: Option<SessionKey>,
+    ) -> Result<(), GatewayError> {
+        self.store.raise_epoch(customer, self.clock.now(), self.store.limits().absolute).await?;
+        self.end_sessions_of(customer, except).await
     }
 
     async fn customer_session(

@@ -10,7 +10,9 @@ mod guest;
 mod login;
 mod logout;
 mod permit;
+mod redeem;
 mod refresh;
+mod rejections;
 mod visitor;
 
 use std::collections::HashMap;
@@ -37,8 +39,10 @@ use crate::identity::keys::SaasVerifier;
 use crate::session::{Handle, Scope, SessionKey, SiteContext, TenantId, Token};
 use crate::store::{Invalidation, LayeredStore};
 use crate::telemetry::Metrics;
+use adopt::Adoptions;
 use flights::Flights;
 use guest::GuestTokens;
+use rejections::Rejections;
 
 /// What a client presents.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ pub struct Broker {
     tenants: HashMap<TenantId, Tenant>,
     guests: GuestTokens,
     flights: Flights,
+    rejections: Rejections,
+    adoptions: Adoptions,
     settings: BrokerSettings,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -111,14 +117,22 @@ impl Broker {
     ) -> Arc<Self> {
         let guests = GuestTokens::new(tenants.keys().cloned());
         let (ended, _) = broadcast::channel(1024);
-        let flights = Flights::default();
-        Arc::new(Self { store, identity, tenants, guests, flights, settings, clock, metrics, runtime, ended })
-    }
-
-    /// The tenant of this name.
-    #[must_use]
-    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
-        self.tenants.get(name)
+        let (flights, rejections) = (Flights::default(), Rejections::default());
+        let adoptions = Adoptions::default();
+        Arc::new(Self {
+            store,
+            identity,
+            tenants,
+            guests,
+            flights,
+            rejections,
+            adoptions,
+            settings,
+            clock,
+            metrics,
+            runtime,
+            ended,
+        })
     }
 
     /// The sessions that end from now on, in this process' knowledge.
@@ -127,9 +141,16 @@ impl Broker {
         self.ended.subscribe()
     }
 
-    /// Whether the session still lives, as far as can be known: what cannot be known does not end a stream.
-    pub async fn lives(&self, key: &SessionKey) -> bool {
-        !matches!(self.store.load(key).await, Ok(None))
+    /// Whether what `permit` was given for still holds, as far as can be known: what cannot be known ends no stream.
+    pub async fn holds(&self, permit: &Permit) -> bool {
+        match self.store.load(permit.key()).await {
+            Ok(Some(ready)) => {
+                let theirs = permit.scope() == Scope::Anonymous || ready.signed_in_at == permit.signed_in_at();
+                theirs && ready.half(permit.scope()).is_some()
+            }
+            Ok(None) => false,
+            Err(_) => true,
+        }
     }
 
     /// Whether the store answers.

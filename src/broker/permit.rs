@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
+use crate::clock::Timestamp;
 use crate::session::{ReadyHalf, ReadySession, Scope, SessionKey, TenantId};
 
 /// Proof that a request may pass, with the headers it passes with.
@@ -67,6 +68,18 @@ impl Permit {
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// When the customer whose rights these are signed in.
+    #[must_use]
+    pub fn signed_in_at(&self) -> Option<Timestamp> {
+        self.session.signed_in_at
+    }
+
+    /// The customer number, for a customer's permit.
+    #[must_use]
+    pub fn customer_id(&self) -> Option<&str> {
+        self.session.half(Scope::Customer)?.customer_id.as_deref()
     }
 
     /// Whether the token is the tenant's shared guest token, and no session's.

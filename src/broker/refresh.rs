@@ -10,10 +10,9 @@ use super::{Broker, Credential, Granted};
 use crate::clock::Timestamp;
 use crate::config::RefreshReuse;
 use crate::error::GatewayError;
-use crate::identity::{IdentityError, Issued};
-use crate::session::{Freshness, HandleKind, ReadySession, Scope, Session, SessionKey, TenantId, Token, TokenSet};
+use crate::session::{Freshness, HandleKind, ReadySession, Scope, Session, SessionKey, TenantId};
 use crate::store::layered::Change;
-use crate::store::{Intent, Lead, LeaseName, Owner, Settled};
+use crate::store::{Lead, LeaseName, Owner};
 use crate::telemetry::{Half, RefreshOutcome, Saved, SessionEvent};
 
 /// Why tokens are to be renewed.
@@ -36,25 +35,6 @@ pub(super) enum Renewal {
     Ended,
     /// Nothing is known or changed.
     Failed(GatewayError),
-}
-
-/// What became of one redeem.
-struct Redeemed {
-    renewal: Renewal,
-    settled: Settled,
-    outcome: RefreshOutcome,
-}
-
-impl Redeemed {
-    const fn known(renewal: Renewal, outcome: RefreshOutcome) -> Self {
-        Self { renewal, settled: Settled::Known, outcome }
-    }
-
-    /// Nothing was sent, and what an earlier holder left stays as it is.
-    fn untouched(error: impl Into<GatewayError>) -> Self {
-        let renewal = Renewal::Failed(error.into());
-        Self { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Unavailable }
-    }
 }
 
 impl Broker {
@@ -109,7 +89,7 @@ impl Broker {
     }
 
     /// Longer than everything a leader does while it holds the lease: the authorizer's calls and the redeem.
-    fn lease_life(&self) -> Duration {
+    pub(super) fn lease_life(&self) -> Duration {
         4 * self.settings.identity_timeout
     }
 
@@ -145,239 +125,6 @@ impl Broker {
             }
             Ok(Some(_)) => None,
             Err(error) => Some(Renewal::Failed(error.into())),
-        }
-    }
-
-    async fn redeem_under(
-        self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
-        seen: u64,
-        ask: &Ask,
-        orphan: Option<Intent>,
-    ) -> Renewal {
-        let redeemed = self.redeem_if_due(lease, owner, seen, ask, orphan).await;
-        self.metrics.refreshes.count(half(lease.scope), redeemed.outcome);
-        if let Err(error) = self.store.release(lease, owner, redeemed.settled).await {
-            tracing::warn!(session = %lease.key, %error, "a lease could not be released; it ends by itself");
-        }
-        redeemed.renewal
-    }
-
-    async fn redeem_if_due(
-        self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
-        seen: u64,
-        ask: &Ask,
-        orphan: Option<Intent>,
-    ) -> Redeemed {
-        let LeaseName { key, scope } = lease;
-        let now = self.clock.now();
-        let session = match self.store.load_record(key).await {
-            Ok(Some(session)) => session,
-            Ok(None) => return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
-            Err(error) => return Redeemed::untouched(error),
-        };
-        let Some(tokens) = session.tokens(*scope) else {
-            return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
-        };
-        if !is_due(&session, tokens, *scope, seen, ask, now, self.store.limits().refresh_margin) {
-            return Redeemed::known(Renewal::Current(self.ready_of(&session)), RefreshOutcome::Superseded);
-        }
-        let Some(refresh) = tokens.refresh.clone().filter(|_| now < tokens.refresh_expires_at) else {
-            return Redeemed::known(Renewal::Ended, RefreshOutcome::Rejected);
-        };
-        let generation = session.generation(*scope);
-        let orphan = orphan.filter(|intent| intent.generation == generation);
-        let access_lives = now < tokens.access_expires_at && *ask != Ask::Now;
-        match orphan {
-            // The token may be spent. While access lives, nothing is lost by leaving it alone.
-            Some(_) if access_lives => {
-                return Redeemed::untouched(GatewayError::IdentityUnavailable("an earlier refresh is unsettled"));
-            }
-            Some(intent) if intent.recoveries > 0 => return self.lose(&session, *scope).await,
-            _ => {}
-        }
-        let intent =
-            Intent { generation, started_at: now, recoveries: orphan.map_or(0, |intent| intent.recoveries + 1) };
-        match scope {
-            Scope::Anonymous => self.redeem_anonymous(lease, owner, &session, &refresh, intent).await,
-            Scope::Customer => self.redeem_customer(lease, owner, &session, &refresh, intent, ask).await,
-        }
-    }
-
-    async fn redeem_anonymous(
-        self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
-        session: &Session,
-        refresh: &Token,
-        intent: Intent,
-    ) -> Redeemed {
-        if let Err(redeemed) = self.declare(lease, owner, &intent).await {
-            return redeemed;
-        }
-        match self.identity.anonymous_refresh(&session.tenant, refresh).await {
-            Ok(issued) => self.keep_renewed(session, Scope::Anonymous, issued, None).await,
-            Err(IdentityError::Refused(refusal)) if !matches!(refusal.status, 400 | 401) => {
-                Redeemed::known(Renewal::Failed(IdentityError::Refused(refusal).into()), RefreshOutcome::Unavailable)
-            }
-            Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => {
-                self.reject(session, Scope::Anonymous).await
-            }
-            Err(error) => failed(error),
-        }
-    }
-
-    async fn redeem_customer(
-        self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
-        session: &Session,
-        refresh: &Token,
-        intent: Intent,
-        ask: &Ask,
-    ) -> Redeemed {
-        let remembered = session.customer.as_ref().and_then(|half| half.legal_entity_id.clone());
-        let legal_entity = if let Ask::LegalEntity(entity) = ask { entity.clone() } else { remembered };
-        let mut authorizer = match self.refresh_authorizer(session, None).await {
-            Ok(authorizer) => authorizer,
-            Err(error) => return Redeemed::untouched(error),
-        };
-        for renewed_authorizer in [false, true] {
-            if let Err(redeemed) = self.declare(lease, owner, &intent).await {
-                return redeemed;
-            }
-            let answer = self.identity.refresh(&session.tenant, refresh, &authorizer, legal_entity.as_deref()).await;
-            match answer {
-                Ok(issued) => return self.keep_renewed(session, Scope::Customer, issued, Some(legal_entity)).await,
-                Err(IdentityError::AuthorizerRefused) if !renewed_authorizer => {
-                    authorizer = match self.refresh_authorizer(session, Some(&authorizer)).await {
-                        Ok(authorizer) => authorizer,
-                        Err(error) => return Redeemed::known(Renewal::Failed(error), RefreshOutcome::Unavailable),
-                    };
-                }
-                Err(IdentityError::Refused(refusal)) if matches!(refusal.status, 400 | 401) => {
-                    return self.refused(session, refusal, ask).await;
-                }
-                Err(error) => return failed(error),
-            }
-        }
-        failed(IdentityError::AuthorizerRefused)
-    }
-
-    /// A refusal of an explicit switch may be about the legal entity; one of a plain refresh is about the token.
-    async fn refused(&self, session: &Session, refusal: Box<crate::identity::Refusal>, ask: &Ask) -> Redeemed {
-        match ask {
-            Ask::LegalEntity(Some(_)) if refusal.status == 400 => {
-                Redeemed::known(Renewal::Failed(GatewayError::Refused(refusal)), RefreshOutcome::Unavailable)
-            }
-            _ => self.reject(session, Scope::Customer).await,
-        }
-    }
-
-    /// Writes ahead that the refresh token is about to be sent, if the lease is still ours.
-    async fn declare(&self, lease: &LeaseName, owner: &Owner, intent: &Intent) -> Result<(), Redeemed> {
-        match self.store.declare(lease, owner, intent, self.lease_life()).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Redeemed::untouched(GatewayError::IdentityUnavailable("the lease was lost"))),
-            Err(error) => Err(Redeemed::untouched(error)),
-        }
-    }
-
-    /// Saves what was issued, if nobody advanced the generation meanwhile. It may hold the only valid token, so a
-    /// store that is away is asked again for a while.
-    async fn keep_renewed(
-        self: &Arc<Self>,
-        redeemed: &Session,
-        scope: Scope,
-        issued: Issued,
-        legal_entity: Option<Option<String>>,
-    ) -> Redeemed {
-        const ATTEMPTS: u32 = 25;
-        let generation = redeemed.generation(scope);
-        for attempt in 1..=ATTEMPTS {
-            let mut ours = false;
-            let saved = self
-                .store
-                .update(&redeemed.key, |session| {
-                    ours = session.generation(scope) == generation;
-                    if !ours {
-                        return Change::Discard;
-                    }
-                    apply(session, scope, &issued, legal_entity.clone());
-                    Change::Save
-                })
-                .await;
-            match saved {
-                Ok(Some(session)) => {
-                    let outcome = if ours { RefreshOutcome::Renewed } else { RefreshOutcome::Superseded };
-                    return Redeemed::known(Renewal::Current(self.ready_of(&session)), outcome);
-                }
-                Ok(None) => {
-                    // Logged out meanwhile. The logout told Emporix of the token before this one.
-                    if scope == Scope::Customer {
-                        self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
-                    }
-                    return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
-                }
-                Err(error) if attempt == ATTEMPTS => {
-                    tracing::error!(session = %redeemed.key, %error, "renewed tokens could not be saved");
-                    let renewal = Renewal::Failed(error.into());
-                    return Redeemed { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Lost };
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
-            }
-        }
-        Redeemed::untouched(GatewayError::Internal("no attempt was made"))
-    }
-
-    /// Emporix refused the refresh token. Another replica may have won; if not, the half is over.
-    async fn reject(&self, refused: &Session, scope: Scope) -> Redeemed {
-        let renewal = self.end_half(refused, scope).await;
-        if matches!(renewal, Renewal::Ended) && scope == Scope::Customer {
-            tracing::info!(session = %refused.key, tenant = %refused.tenant, "Emporix refused the refresh; the customer's half ended");
-        }
-        Redeemed::known(renewal, RefreshOutcome::Rejected)
-    }
-
-    /// The recovery of an unsettled refresh was unsettled as well: the half ends cleanly.
-    async fn lose(&self, session: &Session, scope: Scope) -> Redeemed {
-        tracing::warn!(session = %session.key, tenant = %session.tenant, "a refresh token was lost");
-        Redeemed::known(self.end_half(session, scope).await, RefreshOutcome::Lost)
-    }
-
-    async fn end_half(&self, seen: &Session, scope: Scope) -> Renewal {
-        let (now, generation) = (self.clock.now(), seen.generation(scope));
-        let ended = self
-            .store
-            .update(&seen.key, |session| {
-                if session.generation(scope) != generation {
-                    return Change::Discard;
-                }
-                match (scope, &mut session.anonymous) {
-                    (Scope::Customer, _) => session.end_customer(now),
-                    (Scope::Anonymous, Some(half)) => {
-                        half.tokens.refresh = None;
-                        half.tokens.access_expires_at = half.tokens.access_expires_at.min(now);
-                        session.anonymous_generation += 1;
-                    }
-                    (Scope::Anonymous, None) => return Change::Discard,
-                }
-                Change::Save
-            })
-            .await;
-        match ended {
-            Ok(Some(session)) if session.generation(scope) == generation + 1 => {
-                if scope == Scope::Customer {
-                    self.metrics.sessions.count(SessionEvent::CustomerLost);
-                }
-                Renewal::Ended
-            }
-            Ok(Some(session)) => Renewal::Current(self.ready_of(&session)),
-            Ok(None) => Renewal::Ended,
-            Err(error) => Renewal::Failed(error.into()),
         }
     }
 
@@ -429,10 +176,13 @@ impl Broker {
     /// are theirs.
     async fn rotate(&self, session: &Session, came: &Credential, now: Timestamp) -> Result<Granted, GatewayError> {
         let handles = NewHandles { saas: None, ..NewHandles::random(session, Scope::Customer, false)? };
+        // Somebody else may have signed in while a renewal was waited for.
+        let (seen, mut theirs) = (session.signed_in_at(), false);
         let rotated = self
             .store
             .update(&session.key, |session| {
-                if session.customer.is_none() {
+                theirs = session.signed_in_at() == seen;
+                if !theirs {
                     return Change::Discard;
                 }
                 session.last_seen_at = session.last_seen_at.max(now);
@@ -445,7 +195,7 @@ impl Broker {
                 Change::Save
             })
             .await?;
-        let session = rotated.filter(|session| session.customer.is_some()).ok_or(GatewayError::SessionEnded)?;
+        let session = rotated.filter(|_| theirs).ok_or(GatewayError::SessionEnded)?;
         Ok(handles.granted(&session, Scope::Customer, now, self.store.limits()))
     }
 
@@ -459,58 +209,7 @@ impl Broker {
     }
 }
 
-fn is_due(
-    session: &Session,
-    tokens: &TokenSet,
-    scope: Scope,
-    seen: u64,
-    ask: &Ask,
-    now: Timestamp,
-    margin: f64,
-) -> bool {
-    match ask {
-        Ask::WhenDue => {
-            let lifetime = tokens.lifetime((margin * 1.3).min(0.95));
-            !matches!(lifetime.freshness(now), Freshness::Fresh | Freshness::Final)
-        }
-        Ask::Now => session.generation(scope) == seen,
-        Ask::LegalEntity(entity) => session.customer.as_ref().is_some_and(|half| half.legal_entity_id != *entity),
-    }
-}
-
-fn apply(session: &mut Session, scope: Scope, issued: &Issued, legal_entity: Option<Option<String>>) {
-    let tokens = issued.tokens.clone();
-    match (scope, &mut session.anonymous) {
-        (Scope::Customer, _) => {
-            session.renew_customer(tokens, issued.session_id.clone(), legal_entity.flatten());
-        }
-        (Scope::Anonymous, Some(half)) => {
-            half.tokens = tokens;
-            session.anonymous_generation += 1;
-        }
-        (Scope::Anonymous, None) => {}
-    }
-}
-
-/// What a failed call says of the refresh token: nothing, or that it may be spent.
-fn failed(error: IdentityError) -> Redeemed {
-    let unknown = matches!(error, IdentityError::Unknown(_) | IdentityError::BrokenOff);
-    let (settled, outcome) = if unknown {
-        (Settled::Unknown, RefreshOutcome::Unknown)
-    } else {
-        (Settled::Known, RefreshOutcome::Unavailable)
-    };
-    let reason = match GatewayError::from(error) {
-        limited @ GatewayError::RateLimited { .. } => limited,
-        GatewayError::IdentityUnavailable(reason) | GatewayError::IdentityUnreadable(reason) => {
-            GatewayError::IdentityUnavailable(reason)
-        }
-        _ => GatewayError::IdentityUnavailable("the refresh was not served"),
-    };
-    Redeemed { renewal: Renewal::Failed(reason), settled, outcome }
-}
-
-const fn half(scope: Scope) -> Half {
+pub(super) const fn half(scope: Scope) -> Half {
     match scope {
         Scope::Anonymous => Half::Anonymous,
         Scope::Customer => Half::Customer,

@@ -9,20 +9,21 @@ use super::{Broker, Credential, Granted};
 use crate::error::GatewayError;
 use crate::session::{Freshness, Handle, Scope, Session, SessionKey, SiteContext, TenantId, Transport};
 use crate::store::layered::Change;
-use crate::telemetry::Saved;
+use crate::telemetry::{Saved, SessionEvent};
 
 impl Broker {
     /// The token route: the visit of `credential` if it lives and `asked` fits it, else a new one.
-    /// A dead credential is as good as none.
+    /// A dead credential is as good as none. `may_mint` is asked before a visit is minted.
     ///
     /// # Errors
-    /// When Emporix or the store cannot serve.
+    /// When Emporix or the store cannot serve, or the visit may not be minted.
     pub async fn anonymous_login(
         self: &Arc<Self>,
         tenant: &TenantId,
         credential: Option<&Credential>,
         asked: SiteContext,
         transport: Transport,
+        may_mint: impl FnOnce() -> Result<(), GatewayError>,
     ) -> Result<Granted, GatewayError> {
         let opened = match credential {
             Some(credential) => match self.open(Some(tenant), credential, self.clock.now()).await {
@@ -37,29 +38,27 @@ impl Broker {
             None => None,
         };
         match session {
-            Some(session) => self.visit_again(session, asked).await,
-            None => self.new_visit(tenant, asked, transport).await,
+            Some(session) => self.visit_again(session, asked, may_mint).await,
+            None => {
+                may_mint()?;
+                self.new_visit(tenant, asked, transport).await
+            }
         }
     }
 
-    /// Whether `credential` opens a session of `tenant`; a dead one does not.
-    ///
-    /// # Errors
-    /// When that cannot be known.
-    pub async fn opens(self: &Arc<Self>, tenant: &TenantId, credential: &Credential) -> Result<bool, GatewayError> {
-        match self.open(Some(tenant), credential, self.clock.now()).await {
-            Err(error) if error.status() >= 500 => Err(error),
-            opened => Ok(opened.is_ok()),
-        }
-    }
-
-    async fn visit_again(self: &Arc<Self>, session: Session, asked: SiteContext) -> Result<Granted, GatewayError> {
+    async fn visit_again(
+        self: &Arc<Self>,
+        session: Session,
+        asked: SiteContext,
+        may_mint: impl FnOnce() -> Result<(), GatewayError>,
+    ) -> Result<Granted, GatewayError> {
         let now = self.clock.now();
         let own = session.anonymous.as_ref().map(|half| half.context.clone()).unwrap_or_default();
         let session = if self.anonymous_lives(&session, now) && !own.differs_from(&asked) {
             self.metrics.emporix_saved.count(Saved::AnonymousReused);
             session
         } else {
+            may_mint()?;
             self.remint_anonymous(&session, own.overlaid(asked)).await?
         };
         self.grant_again(&session.key).await
@@ -100,6 +99,7 @@ impl Broker {
         let now = self.clock.now();
         let mut session = Session::new(SessionKey::random()?, tenant.clone(), transport, now, self.store.limits());
         session.set_anonymous(self.mint_half(&session, site).await?);
+        self.metrics.sessions.count(SessionEvent::VisitorBorn);
         Ok(session)
     }
 

@@ -1,6 +1,8 @@
 //! What types alone cannot say of a configuration: values that contradict each other or cannot work.
 //! Pure: reads no file and opens no socket.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -24,6 +26,15 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     }
     if !(0.01..=0.9).contains(&config.refresh.margin) {
         fault("refresh.margin", "expected a share from 0.01 to 0.9");
+    }
+    for (key, idle) in [
+        ("session.visitor_idle", config.session.visitor_idle),
+        ("session.customer_idle", config.session.customer_idle),
+        ("session.absolute", config.session.absolute),
+    ] {
+        if idle < Duration::from_secs(60) {
+            fault(key, "expected a minute or more");
+        }
     }
     if config.identity.timeout.is_zero() {
         fault("identity.timeout", "expected more than nothing");

@@ -8,12 +8,13 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use serde::Deserialize;
 
-use super::forward::{Passage, Upload};
+use super::forward::Passage;
 use super::headers;
 use super::proof::{self, Exposure};
 use super::route::ApiRoute;
 use super::slots::Presented;
 use super::target::{Target, is_visit_name};
+use super::upload::Upload;
 use super::{Ended, Gateway, Visit};
 use crate::broker::{Credential, Demand};
 use crate::config::routes::{Access, RouteLimit};
@@ -35,7 +36,7 @@ impl Gateway {
         let address = self.client_address(http);
         let head = http.req_header();
         let visits = visits(head, target)?;
-        let presented = Presented::in_headers(&head.headers, self.cookies.name());
+        let presented = Presented::take(&head.headers, self.cookies.name(), &[]);
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
         let presented = presented?;
         let safe = head.method.is_safe();
@@ -67,7 +68,8 @@ impl Gateway {
         let visits = visits.into_iter().map(Cow::into_owned).collect();
         let upload = self.take_upload(http, route).await?;
         if route.limit == RouteLimit::SignIn {
-            self.limits.sign_in(address, account(&upload).as_deref())?;
+            let email = account(&upload);
+            self.limits.sign_in(address, visit.tenant.as_ref().zip(email.as_deref()))?;
         }
         let client = address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok());
         // A problem on the way down owes the page the same headers.

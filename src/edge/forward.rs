@@ -2,28 +2,27 @@
 //! It reads the API's head, and of a 401 the body too, before the client sees anything: so an expired token can be
 //! renewed and the request repeated; and it lets go of a stream as soon as its session ends.
 
-use std::future::pending;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING,
-};
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, RetryType};
-use tokio::sync::broadcast;
-use tokio::time::Interval;
 
-use super::headers::{self, Framing, Outgoing};
+use super::headers::{self, Outgoing};
+use super::relay::{Leash, pump, tunnel};
 use super::route::ApiRoute;
+use super::upload::{Upload, send_piece};
 use super::upstream::Line;
 use super::{Ended, Gateway};
 use crate::broker::{Demand, Permit, is_expiry_fault};
 use crate::config::routes::OnSuccess;
 use crate::error::GatewayError;
-use crate::session::{SessionKey, TenantId};
+use crate::session::TenantId;
 
 /// What of a 401 is read to learn whether it means an expired token, in bytes.
 const MOST_REFUSAL_BYTES: usize = 8 * 1024;
@@ -56,34 +55,6 @@ impl Passage<'_> {
     }
 }
 
-/// The request's body on its way up.
-pub(super) enum Upload {
-    /// There is none.
-    None,
-    /// It is here as a whole, and can be sent again.
-    Held(Bytes),
-    /// It comes piece by piece, and goes once.
-    Streamed { framing: Framing, done: bool, bytes: u64, most: u64 },
-}
-
-impl Upload {
-    const fn framing(&self) -> Framing {
-        match self {
-            Self::None => Framing::None,
-            Self::Held(body) => Framing::Length(body.len() as u64),
-            Self::Streamed { framing, .. } => *framing,
-        }
-    }
-
-    const fn is_replayable(&self) -> bool {
-        !matches!(self, Self::Streamed { .. })
-    }
-
-    const fn is_done(&self) -> bool {
-        !matches!(self, Self::Streamed { done: false, .. })
-    }
-}
-
 /// Why an exchange with the API did not bring a head.
 enum Failure {
     /// The pooled connection was closed before the API read the request.
@@ -94,55 +65,6 @@ enum Failure {
 }
 
 impl Gateway {
-    /// Takes the body of a request: holds a small one, lets a larger one stream.
-    pub(super) async fn take_upload(&self, http: &mut ServerSession, route: &ApiRoute) -> Result<Upload, GatewayError> {
-        let most = route.max_body_bytes.unwrap_or(self.limits_section.api_body_bytes);
-        let length =
-            http.req_header().headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > most) {
-            return Err(GatewayError::BodyTooLarge);
-        }
-        if http.is_body_empty() || headers::asks_for_websocket(http.req_header()) {
-            return Ok(Upload::None);
-        }
-        if http
-            .req_header()
-            .headers
-            .get(EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
-            http.write_continue_response().await.map_err(|_| GatewayError::BadRequest("the client has gone"))?;
-        }
-        let held_at_most = self.limits_section.replay_body_bytes as u64;
-        match length {
-            Some(length) if length <= held_at_most => {
-                let body = self.read_body(http, self.limits_section.replay_body_bytes).await?;
-                Ok(Upload::Held(body))
-            }
-            Some(length) => Ok(Upload::Streamed { framing: Framing::Length(length), done: false, bytes: 0, most }),
-            None if route.limit != crate::config::routes::RouteLimit::None => {
-                Ok(Upload::Held(self.read_body(http, usize::try_from(most).unwrap_or(usize::MAX)).await?))
-            }
-            None => Ok(Upload::Streamed { framing: Framing::Chunked, done: false, bytes: 0, most }),
-        }
-    }
-
-    /// Reads a body of no more than `most` bytes, within the body timeout as a whole.
-    pub(super) async fn read_body(&self, http: &mut ServerSession, most: usize) -> Result<Bytes, GatewayError> {
-        let read = async {
-            let mut body = BytesMut::new();
-            loop {
-                match http.read_request_body().await {
-                    Ok(None) => return Ok(body.freeze()),
-                    Ok(Some(piece)) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
-                    Ok(Some(_)) => return Err(GatewayError::BodyTooLarge),
-                    Err(_) => return Err(GatewayError::BadRequest("the body broke off")),
-                }
-            }
-        };
-        tokio::time::timeout(self.limits_section.body_timeout, read).await.unwrap_or(Err(GatewayError::BodyTimeout))
-    }
-
     /// Forwards the request and relays what the API answers.
     pub(super) async fn forward(
         &self,
@@ -164,7 +86,7 @@ impl Gateway {
                 return self.relay(http, line, &passage, &permit, upload, Vec::new()).await;
             }
             let (body, complete) = read_refusal(&mut line).await?;
-            if complete && is_expiry_fault(&body.concat()) {
+            if complete && means_expired(line.session.resp_header(), &body.concat()) {
                 let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
                 if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await {
                     self.upstream.release(line).await;
@@ -226,7 +148,7 @@ impl Gateway {
         let upstream = line.session.resp_header().ok_or(GatewayError::Internal("a response without a head"))?;
         let status = upstream.status;
         let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-        if upgraded != (upgraded && headers::asks_for_websocket(http.req_header())) {
+        if upgraded && !headers::asks_for_websocket(http.req_header()) {
             return Err(GatewayError::UpstreamFailed("it switched protocols unasked"));
         }
         let streams = upgraded || is_event_stream(upstream);
@@ -237,7 +159,7 @@ impl Gateway {
         if http.write_response_header(Box::new(head)).await.is_err() {
             return Ok(Ended::Aborted);
         }
-        let mut leash = (streams && !permit.is_shared()).then(|| Leash::new(self, *permit.key()));
+        let mut leash = (streams && !permit.is_shared()).then(|| Leash::new(self, permit));
         if streams {
             line.session.read_timeout = Some(self.upstream.stream_idle_timeout());
             self.metrics.open_streams.inc();
@@ -312,35 +234,10 @@ async fn converse(
             }
             piece = http.read_body_or_idle(body_done) => {
                 let piece = piece.map_err(|_| Failure::ClientGone)?;
-                send_piece(session, piece, upload).await?;
+                send_piece(session, piece, upload).await.map_err(Failure::Other)?;
             }
         }
     }
-}
-
-async fn send_piece(
-    session: &mut pingora::protocols::http::v1::client::HttpSession,
-    piece: Option<Bytes>,
-    upload: &mut Upload,
-) -> Result<(), Failure> {
-    let Upload::Streamed { done, bytes, most, .. } = upload else { return Ok(()) };
-    let broken = |_| Failure::Other(GatewayError::UpstreamFailed("it does not take the body"));
-    match piece {
-        Some(piece) => {
-            *bytes += piece.len() as u64;
-            if *bytes > *most {
-                return Err(Failure::Other(GatewayError::BodyTooLarge));
-            }
-            if !piece.is_empty() {
-                session.write_body(&piece).await.map_err(broken)?;
-            }
-        }
-        None => {
-            session.finish_body().await.map_err(broken)?;
-            *done = true;
-        }
-    }
-    Ok(())
 }
 
 /// What an error of the upstream connection means. One on a reused connection before any byte of an answer means
@@ -357,134 +254,35 @@ fn judge(error: &Error, reused: bool) -> Failure {
 
 /// Reads what of a 401 is needed to understand it: the pieces, and whether they are all of it.
 async fn read_refusal(line: &mut Line) -> Result<(Vec<Bytes>, bool), GatewayError> {
-    let compressed = line.session.resp_header().is_some_and(|head| head.headers.contains_key(CONTENT_ENCODING));
-    if compressed {
-        return Ok((Vec::new(), false));
-    }
-    let (mut pieces, mut length) = (Vec::new(), 0);
-    while length <= MOST_REFUSAL_BYTES {
-        match line.session.read_body_bytes().await {
-            Ok(Some(piece)) => {
-                length += piece.len();
-                pieces.push(piece);
-            }
-            Ok(None) => return Ok((pieces, true)),
-            Err(_) => return Err(GatewayError::UpstreamFailed("its answer broke off")),
-        }
-    }
-    Ok((pieces, false))
-}
-
-/// Relays the body as it comes, sends up what is left of the request's, and lets go when the session ends.
-async fn pump(
-    http: &mut ServerSession,
-    line: &mut Line,
-    upload: &mut Upload,
-    read_already: Vec<Bytes>,
-    mut leash: Option<&mut Leash<'_>>,
-) -> Ended {
-    for piece in read_already {
-        if !piece.is_empty() && http.write_response_body(piece, false).await.is_err() {
-            return Ended::Aborted;
-        }
-    }
-    loop {
-        let upload_done = upload.is_done();
-        tokio::select! {
-            biased;
-            () = pull(&mut leash) => return Ended::Aborted,
-            read = line.session.read_body_bytes() => match read {
-                Ok(Some(piece)) if piece.is_empty() => {}
+    let patience = line.session.read_timeout.unwrap_or(Duration::from_secs(60));
+    let read = async {
+        let (mut pieces, mut length) = (Vec::new(), 0);
+        while length <= MOST_REFUSAL_BYTES {
+            match line.session.read_body_bytes().await {
                 Ok(Some(piece)) => {
-                    if http.write_response_body(piece, false).await.is_err() {
-                        return Ended::Aborted;
-                    }
+                    length += piece.len();
+                    pieces.push(piece);
                 }
-                Ok(None) => {
-                    let finished = http.write_response_body(Bytes::new(), true).await;
-                    return if finished.is_ok() { Ended::Complete } else { Ended::Aborted };
-                }
-                Err(_) => return Ended::Aborted,
-            },
-            piece = http.read_body_or_idle(upload_done) => match piece {
-                Ok(piece) => {
-                    if send_piece(&mut line.session, piece, upload).await.is_err() {
-                        return Ended::Aborted;
-                    }
-                }
-                Err(_) => return Ended::Aborted,
-            },
-        }
-    }
-}
-
-/// Relays an upgraded connection both ways until either side, or the session, ends.
-async fn tunnel(http: &mut ServerSession, line: &mut Line, mut leash: Option<&mut Leash<'_>>) -> Ended {
-    const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-    http.set_read_timeout(None);
-    line.session.maybe_upgrade_body_writer();
-    loop {
-        let moved = tokio::select! {
-            read = line.session.read_body_bytes() => match read {
-                Ok(Some(piece)) if piece.is_empty() => true,
-                Ok(Some(piece)) => {
-                    matches!(tokio::time::timeout(WRITE_TIMEOUT, http.write_response_body(piece, false)).await, Ok(Ok(())))
-                }
-                Ok(None) | Err(_) => false,
-            },
-            read = http.read_request_body() => match read {
-                Ok(Some(piece)) if piece.is_empty() => true,
-                Ok(Some(piece)) => {
-                    matches!(tokio::time::timeout(WRITE_TIMEOUT, line.session.write_body(&piece)).await, Ok(Ok(_)))
-                }
-                Ok(None) | Err(_) => false,
-            },
-            () = pull(&mut leash) => false,
-        };
-        if !moved {
-            line.session.shutdown().await;
-            return Ended::Aborted;
-        }
-    }
-}
-
-/// What holds a stream to its session: it is pulled when the session ends here, and looks now and then whether it
-/// ended elsewhere or by its time.
-struct Leash<'l> {
-    gateway: &'l Gateway,
-    key: SessionKey,
-    ended: broadcast::Receiver<SessionKey>,
-    look: Interval,
-}
-
-impl<'l> Leash<'l> {
-    fn new(gateway: &'l Gateway, key: SessionKey) -> Self {
-        const LOOK_EVERY: Duration = Duration::from_secs(5);
-        let look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
-        Self { gateway, key, ended: gateway.broker.ended(), look }
-    }
-
-    async fn pulled(&mut self) {
-        loop {
-            tokio::select! {
-                heard = self.ended.recv() => match heard {
-                    Ok(key) if key == self.key => return,
-                    Ok(_) => continue,
-                    Err(_) => {}
-                },
-                _ = self.look.tick() => {}
-            }
-            if !self.gateway.broker.lives(&self.key).await {
-                return;
+                Ok(None) => return Ok((pieces, true)),
+                Err(_) => return Err(GatewayError::UpstreamFailed("its answer broke off")),
             }
         }
-    }
+        Ok((pieces, false))
+    };
+    tokio::time::timeout(patience, read).await.unwrap_or(Err(GatewayError::UpstreamTimeout))
 }
 
-async fn pull(leash: &mut Option<&mut Leash<'_>>) {
-    match leash {
-        Some(leash) => leash.pulled().await,
-        None => pending().await,
+/// Whether a 401 means that its token is over. Clients that take gzip may be answered so.
+fn means_expired(head: Option<&ResponseHeader>, body: &[u8]) -> bool {
+    match head.and_then(|head| head.headers.get(CONTENT_ENCODING)).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => is_expiry_fault(body),
+        Some(b"gzip" | b"x-gzip") => {
+            let mut inflated = Vec::new();
+            let most = MOST_REFUSAL_BYTES as u64;
+            let read = GzDecoder::new(body).take(most).read_to_end(&mut inflated);
+            read.is_ok() && is_expiry_fault(&inflated)
+        }
+        Some(_) => false,
     }
 }
 

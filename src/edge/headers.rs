@@ -86,8 +86,9 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     }
     let scheme = if with.secure { "https" } else { "http" };
     head.append_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme)).map_err(fits)?;
-    if let Some(host) = client.headers.get(HOST) {
-        head.append_header(X_FORWARDED_HOST, host.clone()).map_err(fits)?;
+    let authority = || HeaderValue::from_str(client.uri.authority()?.as_str()).ok();
+    if let Some(host) = client.headers.get(HOST).cloned().or_else(authority) {
+        head.append_header(X_FORWARDED_HOST, host).map_err(fits)?;
     }
     match with.body {
         Framing::None => {}
@@ -103,6 +104,16 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
         head.append_header(UPGRADE, HeaderValue::from_static("websocket")).map_err(fits)?;
     }
     Ok(head)
+}
+
+/// Whether a body's framing is one that is passed on as it came: a length, or chunks and no other coding.
+pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Whether the client asks for a WebSocket (RFC 6455, section 4.2.1): no other protocol is switched to.
@@ -199,7 +210,8 @@ pub(super) fn incoming(
         let upgrade = keep_upgrade && *name == UPGRADE;
         let cors = name.as_str().starts_with("access-control-");
         let dropped = (is_hop_by_hop(name) && !upgrade) || nominated.iter().any(|known| known == name.as_str());
-        if ours || cors || dropped || (used_session && *name == CACHE_CONTROL) {
+        let caching = used_session && (*name == CACHE_CONTROL || is_shared_caches(name.as_str()));
+        if ours || cors || dropped || caching {
             continue;
         }
         head.append_header(name.clone(), value.clone()).map_err(fits)?;
@@ -213,6 +225,11 @@ pub(super) fn incoming(
     Ok(head)
 }
 
+/// What shared caches obey before `Cache-Control`.
+fn is_shared_caches(name: &str) -> bool {
+    name.ends_with("cdn-cache-control") || name == "surrogate-control"
+}
+
 fn sets_our_cookie(value: &HeaderValue, name: &str) -> bool {
     value.as_bytes().split(|b| *b == b';').next().is_some_and(|pair| {
         let pair = pair.trim_ascii_start();
@@ -224,7 +241,8 @@ fn sets_our_cookie(value: &HeaderValue, name: &str) -> bool {
 /// `private` with what upstream allowed a private cache; `no-store` where it said nothing.
 fn privately_cached(headers: &HeaderMap) -> HeaderValue {
     let said: Vec<&str> = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).collect();
-    if said.is_empty() {
+    // Field lists in quotes do not survive being taken apart.
+    if said.is_empty() || said.iter().any(|value| value.contains('"')) {
         return HeaderValue::from_static("no-store");
     }
     let kept = said.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|directive| {

@@ -11,6 +11,7 @@ use moka::sync::Cache;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{LimitsSection, RateSection};
 use crate::error::GatewayError;
+use crate::session::TenantId;
 use crate::telemetry::{Limited, Metrics};
 
 /// The rates, and who has used how much of them.
@@ -45,11 +46,17 @@ impl Limits {
         })
     }
 
-    /// Counts a sign-in, sign-up or reset from `address`, for `email` where one is named.
-    pub(super) fn sign_in(&self, address: Option<IpAddr>, email: Option<&str>) -> Result<(), GatewayError> {
+    /// Counts a sign-in, sign-up or reset from `address`, for a tenant's account where one is named by its e-mail.
+    pub(super) fn sign_in(
+        &self,
+        address: Option<IpAddr>,
+        account: Option<(&TenantId, &str)>,
+    ) -> Result<(), GatewayError> {
         self.take(&address_name("sign-in", address), self.sign_in_per_address, Limited::Address)?;
-        match email {
-            Some(email) => self.take(&account_name(email), self.sign_in_per_account, Limited::Account),
+        match account {
+            Some((tenant, email)) => {
+                self.take(&account_name(tenant, email), self.sign_in_per_account, Limited::Account)
+            }
             None => Ok(()),
         }
     }
@@ -92,8 +99,8 @@ fn address_name(purpose: &str, address: Option<IpAddr>) -> String {
 }
 
 /// Spellings that reach one mailbox count as one account.
-fn account_name(email: &str) -> String {
-    format!("account {}", email.trim().to_lowercase())
+fn account_name(tenant: &TenantId, email: &str) -> String {
+    format!("account {tenant} {}", email.trim().to_lowercase())
 }
 
 #[cfg(test)]
@@ -114,18 +121,19 @@ mod tests {
     fn an_account_may_burst_and_then_goes_at_its_rate() {
         let clock = Arc::new(ShiftedClock::default());
         let limits = limits(clock.clone());
+        let acme = TenantId::parse("acme").unwrap();
         let email = |n: u8| if n.is_multiple_of(2) { " John.Doe@Example.com" } else { "john.doe@example.com" };
         for attempt in 0..3 {
-            assert!(limits.sign_in(None, Some(email(attempt))).is_ok(), "{attempt}");
+            assert!(limits.sign_in(None, Some((&acme, email(attempt)))).is_ok(), "{attempt}");
         }
-        let Err(GatewayError::RateLimited { retry_after }) = limits.sign_in(None, Some(email(3))) else {
+        let Err(GatewayError::RateLimited { retry_after }) = limits.sign_in(None, Some((&acme, email(3)))) else {
             panic!("the fourth attempt passed");
         };
         assert!((58..=60).contains(&retry_after), "{retry_after}");
-        assert!(limits.sign_in(None, Some("jane.roe@example.com")).is_ok());
+        assert!(limits.sign_in(None, Some((&acme, "jane.roe@example.com"))).is_ok());
         clock.advance(Duration::from_secs(60));
-        assert!(limits.sign_in(None, Some(email(4))).is_ok());
-        assert!(limits.sign_in(None, Some(email(5))).is_err());
+        assert!(limits.sign_in(None, Some((&acme, email(4)))).is_ok());
+        assert!(limits.sign_in(None, Some((&acme, email(5)))).is_err());
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Gateway {
             return Err(GatewayError::BadTarget("it carries a credential"));
         }
         let headers = &http.req_header().headers;
-        let presented = Presented::in_headers(headers, self.cookies.name());
+        let presented = Presented::take(headers, self.cookies.name(), &[]);
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
         let presented = presented?;
         let exposure = Exposure {

@@ -144,6 +144,9 @@ impl RouteTable {
         let shipped: Vec<RouteRule> = serde_saphyr::from_str(SHIPPED).map_err(|error| error.to_string())?;
         for rule in own.iter().chain(&shipped) {
             check_template(&rule.path)?;
+            if templates.is_token_route(&rule.path) {
+                return Err(format!("route {}: the gateway answers it itself", rule.path));
+            }
             templates.add(&rule.path, &compiled(rule));
         }
         templates.name_tenants("/{service}/{tenant}");
@@ -255,6 +258,11 @@ impl Templates {
         for template in [base.to_owned(), format!("{base}/"), format!("{base}/{{*rest}}")] {
             self.rules_of(template);
         }
+    }
+
+    fn is_token_route(&self, path: &str) -> bool {
+        let same = self.0.iter().find(|(known, _)| same_shape(known, path));
+        same.is_some_and(|(_, rules)| rules.iter().any(|rule| matches!(rule.route, Route::Token(_))))
     }
 
     fn push(&mut self, template: String, rule: &Rule) {
@@ -390,5 +398,6 @@ mod tests {
         );
         assert!(matches!(table.find("POST", "/oauth/token").route, Route::Closed));
         assert!(RouteTable::new(&[own("product/**/x", Access::Guest)]).is_err());
+        assert!(RouteTable::new(&[own("/customer/{tenant}/refreshauthtoken", Access::Guest)]).is_err());
     }
 }

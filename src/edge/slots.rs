@@ -39,39 +39,25 @@ pub(super) struct QuerySlot<'q> {
 }
 
 impl Presented {
-    /// The credential of an API request: `Authorization`, else the `saas-token` header, else the cookie.
-    pub(super) fn in_headers(headers: &HeaderMap, cookie_name: &str) -> Result<Self, GatewayError> {
-        Self::take(headers, cookie_name, None, &[HandleKind::AnonymousAccess, HandleKind::CustomerAccess])
-    }
-
-    /// The credential of a token route, where the query may hold one too; that one then counts.
-    pub(super) fn in_request(
-        headers: &HeaderMap,
-        cookie_name: &str,
-        query: Option<QuerySlot<'_>>,
-    ) -> Result<Self, GatewayError> {
-        Self::take(headers, cookie_name, query, &[HandleKind::AnonymousAccess, HandleKind::CustomerAccess])
-    }
-
-    fn take(
-        headers: &HeaderMap,
-        cookie_name: &str,
-        query: Option<QuerySlot<'_>>,
-        bearer_kinds: &[HandleKind],
-    ) -> Result<Self, GatewayError> {
+    /// The credential of a request: the query's, where the route takes one there, else that of `Authorization`, else the
+    /// `saas-token` header's, else the cookie.
+    pub(super) fn take(headers: &HeaderMap, cookie_name: &str, query: &[QuerySlot<'_>]) -> Result<Self, GatewayError> {
         let cookie = our_cookie(headers, cookie_name)?;
-        let bearer = bearer(headers)?.map(|text| held(text, bearer_kinds)).transpose()?;
-        let asked = query.map(|slot| held(slot.value, &[slot.takes])).transpose()?;
-        let refreshes = matches!(&asked, Some(Held::Handle(handle)) if handle.kind == HandleKind::CustomerRefresh);
-        let is = |held: &Option<Held>| matches!(held, Some(Held::Placeholder(_)));
-        let mut presented =
-            Self { cookie: cookie.is_some(), placeholder: is(&bearer) || is(&asked), ..Self::default() };
-        let (first, second) = if asked.is_some() { (asked, bearer) } else { (bearer, None) };
-        presented.credential = match first {
+        let asked = query.iter().map(|slot| held(slot.value, &[slot.takes]));
+        let bearer = bearer(headers)?.map(|text| held(text, &BEARER_KINDS));
+        let slots = asked.chain(bearer).collect::<Result<Vec<Held>, GatewayError>>()?;
+        let placeholder = slots.iter().any(|held| matches!(held, Held::Placeholder(_)));
+        let mut presented = Self { cookie: cookie.is_some(), placeholder, credential: None };
+        let mut slots = slots.into_iter();
+        presented.credential = match slots.next() {
             Some(Held::Handle(handle)) => {
-                Some(Credential::Handle(handle.clone(), companions(&handle, second, refreshes)?))
+                let others = companions(&handle, slots)?;
+                Some(Credential::Handle(handle, others))
             }
-            Some(Held::Placeholder(kind)) => behind_placeholder(kind, cookie)?,
+            Some(Held::Placeholder(kind)) => match slots.all(|held| matches!(held, Held::Placeholder(_))) {
+                true => behind_placeholder(kind, cookie)?,
+                false => return Err(GatewayError::CredentialConflict),
+            },
             Some(Held::Jwt(token)) => Some(Credential::Jwt(token)),
             Some(Held::Foreign(token)) => Some(Credential::Foreign(token)),
             None => match saas_handle(headers)? {
@@ -83,15 +69,22 @@ impl Presented {
     }
 }
 
+/// The handles that `Authorization` takes.
+const BEARER_KINDS: [HandleKind; 2] = [HandleKind::AnonymousAccess, HandleKind::CustomerAccess];
+
 /// The other handles of the request: of the same session, or a contradiction. A refresh handle alone selects the
 /// session, so the anonymous token that clients send along is ignored.
-fn companions(first: &Handle, second: Option<Held>, refreshes: bool) -> Result<Vec<Handle>, GatewayError> {
-    match second {
-        None => Ok(Vec::new()),
-        Some(Held::Handle(other)) if refreshes && other.kind == HandleKind::AnonymousAccess => Ok(Vec::new()),
-        Some(Held::Handle(other)) if other.key == first.key => Ok(vec![other]),
-        Some(_) => Err(GatewayError::CredentialConflict),
+fn companions(first: &Handle, others: impl Iterator<Item = Held>) -> Result<Vec<Handle>, GatewayError> {
+    let refreshes = first.kind == HandleKind::CustomerRefresh;
+    let mut found = Vec::new();
+    for other in others {
+        match other {
+            Held::Handle(other) if refreshes && other.kind == HandleKind::AnonymousAccess => {}
+            Held::Handle(other) if other.key == first.key => found.push(other),
+            _ => return Err(GatewayError::CredentialConflict),
+        }
     }
+    Ok(found)
 }
 
 /// A placeholder means the cookie's session. Without a cookie a guest's is as good as none.
@@ -190,7 +183,7 @@ mod tests {
     }
 
     fn presented(fields: &[(&str, &str)]) -> Result<Presented, GatewayError> {
-        Presented::in_headers(&headers(fields), COOKIE_NAME)
+        Presented::take(&headers(fields), COOKIE_NAME, &[])
     }
 
     fn code(result: Result<Presented, GatewayError>) -> &'static str {
@@ -224,7 +217,7 @@ mod tests {
         assert_eq!(code(presented(&[("authorization", &bearer), ("authorization", &bearer)])), "credential_conflict");
         assert_eq!(code(presented(&[("cookie", &cookie(1)), ("cookie", &cookie(1))])), "credential_conflict");
         let slot = QuerySlot { value: &handle(HandleKind::CustomerAccess, 2), takes: HandleKind::CustomerAccess };
-        let two = Presented::in_request(&headers(&[("authorization", &bearer)]), COOKIE_NAME, Some(slot));
+        let two = Presented::take(&headers(&[("authorization", &bearer)]), COOKIE_NAME, &[slot]);
         assert_eq!(code(two), "credential_conflict");
     }
 
@@ -232,7 +225,7 @@ mod tests {
     fn a_refresh_handle_alone_selects_its_session() {
         let bearer = format!("Bearer {}", handle(HandleKind::AnonymousAccess, 1));
         let slot = QuerySlot { value: &handle(HandleKind::CustomerRefresh, 2), takes: HandleKind::CustomerRefresh };
-        let found = Presented::in_request(&headers(&[("authorization", &bearer)]), COOKIE_NAME, Some(slot)).unwrap();
+        let found = Presented::take(&headers(&[("authorization", &bearer)]), COOKIE_NAME, &[slot]).unwrap();
         assert!(matches!(found.credential, Some(Credential::Handle(handle, others))
             if handle.kind == HandleKind::CustomerRefresh && others.is_empty()));
     }

@@ -2,7 +2,7 @@
 //! Reads what they take, asks the broker, and spells out the answer; nothing of them is ever proxied.
 
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, SET_COOKIE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE};
 use pingora::protocols::http::ServerSession;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -12,6 +12,7 @@ use super::respond::Answer;
 use super::route::TokenRoute;
 use super::slots::{Presented, QuerySlot};
 use super::target::Target;
+use super::upload::welcome_body;
 use super::{EdgeTenant, Gateway, Visit};
 use crate::broker::{Credential, Grant, LoginOptions};
 use crate::error::GatewayError;
@@ -52,7 +53,7 @@ impl Gateway {
             }
             TokenRoute::Login | TokenRoute::SocialLogin | TokenRoute::Exchange | TokenRoute::OptIn => {
                 let grant = self.grant(http, route, &query, path_token).await?;
-                self.limit_sign_in(http, &grant)?;
+                self.limit_sign_in(http, &tenant, &grant)?;
                 let options = self.login_options(http, &tenant)?;
                 let granted = self.broker.login(&tenant, credential.as_ref(), grant, options).await?;
                 Ok(Answer::granted(&granted, &self.cookies))
@@ -96,7 +97,7 @@ impl Gateway {
     ) -> Result<Option<Credential>, GatewayError> {
         let headers = &http.req_header().headers;
         let edge_tenant = self.edge_tenant(tenant)?;
-        let presented = Presented::in_request(headers, self.cookies.name(), query.slot(route));
+        let presented = Presented::take(headers, self.cookies.name(), &query.slots(route));
         let forgives = route == TokenRoute::AnonymousLogin;
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
         let mut presented = match presented {
@@ -130,16 +131,11 @@ impl Gateway {
         credential: Option<Credential>,
         query: &Query,
     ) -> Result<Answer, GatewayError> {
-        let mints = match &credential {
-            Some(credential) => !self.broker.opens(tenant, credential).await?,
-            None => true,
-        };
-        if mints {
-            self.limits.visitor(self.client_address(http))?;
-        }
         let transport = self.edge_tenant(tenant)?.transport_at_birth(&http.req_header().headers);
         let asked = query.site()?;
-        let granted = self.broker.anonymous_login(tenant, credential.as_ref(), asked, transport).await?;
+        let address = self.client_address(http);
+        let may_mint = || self.limits.visitor(address);
+        let granted = self.broker.anonymous_login(tenant, credential.as_ref(), asked, transport, may_mint).await?;
         Ok(Answer::granted(&granted, &self.cookies))
     }
 
@@ -183,9 +179,7 @@ impl Gateway {
         if length.is_some_and(|length| length > most) {
             return Err(GatewayError::BodyTooLarge);
         }
-        if headers.contains_key(EXPECT) {
-            http.write_continue_response().await.map_err(|_| GatewayError::BadRequest("the client has gone"))?;
-        }
+        welcome_body(http).await?;
         let body = self.read_body(http, most).await?;
         let LoginBody { email, password } = serde_json::from_slice(&body)
             .map_err(|_| GatewayError::BadRequest("expected a JSON object with email and password"))?;
@@ -195,8 +189,8 @@ impl Gateway {
         Ok(Grant::Password { email, password: Zeroizing::new(password) })
     }
 
-    fn limit_sign_in(&self, http: &ServerSession, grant: &Grant) -> Result<(), GatewayError> {
-        let account = if let Grant::Password { email, .. } = grant { Some(email.as_str()) } else { None };
+    fn limit_sign_in(&self, http: &ServerSession, tenant: &TenantId, grant: &Grant) -> Result<(), GatewayError> {
+        let account = if let Grant::Password { email, .. } = grant { Some((tenant, email.as_str())) } else { None };
         self.limits.sign_in(self.client_address(http), account)
     }
 
@@ -230,9 +224,11 @@ impl Query {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The parameter of `route` that holds a credential.
-    fn slot(&self, route: TokenRoute) -> Option<QuerySlot<'_>> {
-        slots(route).iter().find_map(|(name, takes)| self.get(name).map(|value| QuerySlot { value, takes: *takes }))
+    /// The parameters of `route` that hold a credential; the first one counts.
+    fn slots(&self, route: TokenRoute) -> Vec<QuerySlot<'_>> {
+        let present =
+            |(name, takes): &(&str, HandleKind)| self.get(name).map(|value| QuerySlot { value, takes: *takes });
+        slots(route).iter().filter_map(present).collect()
     }
 
     fn site(&self) -> Result<SiteContext, GatewayError> {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{IdentityError, Refusal, RefusedField};
 use crate::clock::Timestamp;
-use crate::session::{SaasToken, Token, TokenSet};
+use crate::session::{Token, TokenSet};
 
 /// Fields of an answer that are no secret, as Emporix spelled and typed them.
 pub type Fields = Map<String, Value>;
@@ -94,13 +94,6 @@ impl Issued {
             fields: answer.into_iter().filter(|(name, value)| may_pass(name, value)).collect(),
             number_form,
         })
-    }
-
-    /// Keeps the `saas_token` beside the tokens it came with.
-    #[must_use]
-    pub fn with_saas(mut self, saas: Option<SaasToken>) -> Self {
-        self.tokens.saas = saas;
-        self
     }
 }
 

@@ -312,11 +312,17 @@ impl Credentials {
         }
     }
 
-    /// Lets every cookie end at `at`, with no more than anonymous rights until then.
+    /// Leaves every cookie no more than anonymous rights.
+    pub fn demote_cookies(&mut self) {
+        for known in self.0.iter_mut().filter(|known| known.kind == HandleKind::Cookie) {
+            known.scope = Scope::Anonymous;
+        }
+    }
+
+    /// Lets every cookie end at `at`.
     pub fn retire_cookies(&mut self, at: Timestamp) {
         for known in self.0.iter_mut().filter(|known| known.kind == HandleKind::Cookie) {
             known.expires_at = known.expires_at.min(at);
-            known.scope = Scope::Anonymous;
         }
     }
 
@@ -376,6 +382,7 @@ mod tests {
         let cookie = handle(HandleKind::Cookie);
         credentials.issue(&cookie, Scope::Customer);
         let end = NOW.after(std::time::Duration::from_secs(30));
+        credentials.demote_cookies();
         credentials.retire_cookies(end);
         assert_eq!(credentials.verify(&cookie, NOW), Verified::Valid(Scope::Anonymous));
         assert_eq!(credentials.verify(&cookie, end), Verified::Replaced(HandleKind::Cookie));

@@ -150,7 +150,7 @@ pub struct Session {
     /// What opens it.
     #[n(5)]
     pub credentials: Credentials,
-    /// When it was last used, to the precision of [`Session::touch_is_due`].
+    /// When it was last used, to the precision of [`Session::touch_due_at`].
     #[n(6)]
     pub last_seen_at: Timestamp,
     /// Its absolute end.
@@ -209,11 +209,18 @@ impl Session {
         session.min(renewable)
     }
 
-    /// Whether so much of the idle time has passed since the last recorded use that this use should be recorded.
+    /// When the next use of the session is worth recording: uses are recorded to a tenth of the idle time at least.
     #[must_use]
-    pub fn touch_is_due(last_seen_at: Timestamp, now: Timestamp) -> bool {
+    pub fn touch_due_at(&self, limits: &LifeLimits) -> Timestamp {
         const PRECISION: Duration = Duration::from_secs(600);
-        now.since(last_seen_at) > PRECISION
+        let idle = if self.customer.is_some() { limits.customer_idle } else { limits.visitor_idle };
+        self.last_seen_at.after(PRECISION.min(idle / 10))
+    }
+
+    /// When the customer who is signed in signed in: tells one customer's half from the next one's.
+    #[must_use]
+    pub fn signed_in_at(&self) -> Option<Timestamp> {
+        self.customer.as_ref().map(|half| half.signed_in_at)
     }
 
     /// The tokens of `scope`.
@@ -252,7 +259,8 @@ impl Session {
     /// Signs a customer in. What opened the session before keeps anonymous rights at most: a handle by its kind,
     /// the cookie until its grace is over; a customer signed in before loses every credential.
     pub fn upgrade(&mut self, half: CustomerHalf, now: Timestamp, limits: &LifeLimits) {
-        self.end_customer(now);
+        self.end_customer();
+        self.credentials.retire_cookies(now.after(Self::REPLACEMENT_GRACE));
         self.last_seen_at = now;
         self.ends_at = now.after(limits.absolute);
         self.customer = Some(half);
@@ -270,15 +278,15 @@ impl Session {
         }
     }
 
-    /// Ends the customer's half; the visitor's half stays.
-    pub fn end_customer(&mut self, now: Timestamp) {
+    /// Ends the customer's half. The visitor's half stays, and so does the cookie, with a visitor's rights.
+    pub fn end_customer(&mut self) {
         if self.customer.take().is_some() {
             self.customer_generation += 1;
         }
         for kind in [HandleKind::CustomerAccess, HandleKind::CustomerRefresh, HandleKind::Saas] {
             self.credentials.forget(kind);
         }
-        self.credentials.retire_cookies(now.after(Self::REPLACEMENT_GRACE));
+        self.credentials.demote_cookies();
     }
 }
 

@@ -71,8 +71,10 @@ pub struct ReadySession {
     pub tenant: TenantId,
     /// How its credentials travel.
     pub transport: Transport,
-    /// When it was last used, as recorded.
-    pub last_seen_at: Timestamp,
+    /// When its next use is worth recording.
+    pub touch_due_at: Timestamp,
+    /// When the customer who is signed in signed in.
+    pub signed_in_at: Option<Timestamp>,
     /// When it ends unless it is used again.
     pub expires_at: Timestamp,
     /// When the store last confirmed it.
@@ -99,7 +101,8 @@ impl ReadySession {
             key: session.key,
             tenant: session.tenant.clone(),
             transport: session.transport,
-            last_seen_at: session.last_seen_at,
+            touch_due_at: session.touch_due_at(limits),
+            signed_in_at: session.signed_in_at(),
             expires_at: session.expires_at(limits),
             verified_at: now,
             credentials: session.credentials.clone(),

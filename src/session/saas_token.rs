@@ -24,7 +24,7 @@ pub enum BadToken {
     /// `exp` is missing or past, or `iat` lies ahead.
     #[error("expired")]
     Expired,
-    /// `sub` is missing, or names another customer than the session's.
+    /// `sub` is missing or no customer number.
     #[error("subject not accepted")]
     Subject,
 }

@@ -8,8 +8,8 @@ use moka::sync::Cache;
 
 use super::hot_cache::HotCache;
 use super::{
-    Alias, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved, SessionStore, Settled,
-    StoreError,
+    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
+    SessionStore, Settled, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
@@ -80,22 +80,12 @@ impl LayeredStore {
         if let Some(ready) = self.get(key, now) {
             return Ok(Some(ready));
         }
-        if self.refused.contains_key(key) {
-            return Ok(None);
-        }
         let stale = self.hot.get(key);
-        let ticket = self.hot.begin(key);
-        match self.load_record(key).await {
-            Ok(Some(session)) => {
+        match self.reload(key).await {
+            Ok(found) => {
                 let outcome = if stale.is_some() { CacheOutcome::Revalidated } else { CacheOutcome::Miss };
                 self.metrics.hot_cache.count(outcome);
-                let ready = Arc::new(ReadySession::of(&session, now, &self.limits));
-                self.hot.keep_read(ticket, &ready);
-                Ok(Some(ready))
-            }
-            Ok(None) => {
-                self.hot.forget(key);
-                Ok(None)
+                Ok(found)
             }
             Err(error) => match stale {
                 Some(stale) if now.since(stale.verified_at) <= self.freshness.hot_grace => {
@@ -105,6 +95,21 @@ impl LayeredStore {
                 _ => Err(error),
             },
         }
+    }
+
+    /// The session as the store has it, past the hot cache and into it.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn reload(&self, key: &SessionKey) -> Result<Option<Arc<ReadySession>>, StoreError> {
+        let (now, ticket) = (self.clock.now(), self.hot.begin(key));
+        let Some(session) = self.load_record(key).await? else {
+            self.hot.forget(key);
+            return Ok(None);
+        };
+        let ready = Arc::new(ReadySession::of(&session, now, &self.limits));
+        self.hot.keep_read(ticket, &ready);
+        Ok(Some(ready))
     }
 
     /// The record itself, past the hot cache; a session over its time is absent.
@@ -226,8 +231,14 @@ impl LayeredStore {
     ///
     /// # Errors
     /// When the store cannot.
-    pub async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
-        self.timed(StoreOperation::Index, self.store.link(alias, key, life)).await
+    pub async fn link(
+        &self,
+        alias: &Alias,
+        key: &SessionKey,
+        collision: Collision,
+        life: Duration,
+    ) -> Result<Option<SessionKey>, StoreError> {
+        self.timed(StoreOperation::Index, self.store.link(alias, key, collision, life)).await
     }
 
     /// See [`SessionStore::resolve`].

@@ -10,14 +10,20 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use super::{
-    Alias, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved, SessionStore, Settled,
-    StoreError,
+    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
+    SessionStore, Settled, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::session::{Session, SessionKey};
 
 /// Intents outlive their leases by far, as they do in Redis.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
+
+/// Sessions that are remembered of one customer; the newest ones.
+const MOST_PER_CUSTOMER: usize = 1_000;
+
+/// What is over is swept out this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// The embedded store.
 pub struct MemoryStore {
@@ -36,10 +42,12 @@ struct State {
     aliases: Expiring<Alias, Option<SessionKey>>,
     customers: Expiring<CustomerName, Vec<(SessionKey, Timestamp)>>,
     epochs: Expiring<CustomerName, Timestamp>,
+    swept_at: Timestamp,
 }
 
 impl State {
     fn sweep(&mut self, now: Timestamp) {
+        self.swept_at = now;
         self.sessions.sweep(now);
         self.tombstones.sweep(now);
         self.leases.sweep(now);
@@ -59,7 +67,12 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        if now.since(state.swept_at) >= SWEEP_EVERY {
+            state.sweep(now);
+        }
+        state
     }
 }
 
@@ -80,10 +93,7 @@ impl SessionStore for MemoryStore {
             return Ok(if stored == 0 { Saved::Ended } else { Saved::Conflict });
         }
         if stored == 0 && state.sessions.len() >= self.max_sessions {
-            state.sweep(now);
-            if state.sessions.len() >= self.max_sessions {
-                return Err(StoreError::Full);
-            }
+            return Err(StoreError::Full);
         }
         let revision = stored + 1;
         state.sessions.put(session.key, Session { revision, ..session.clone() }, now.after(life));
@@ -95,9 +105,6 @@ impl SessionStore for MemoryStore {
         let mut state = self.state();
         state.sessions.remove(key);
         state.tombstones.put(*key, (), now.after(tombstone));
-        if state.tombstones.len() > self.max_sessions {
-            state.sweep(now);
-        }
         Ok(())
     }
 
@@ -139,16 +146,23 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
-    async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+    async fn link(
+        &self,
+        alias: &Alias,
+        key: &SessionKey,
+        collision: Collision,
+        life: Duration,
+    ) -> Result<Option<SessionKey>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let named = match state.aliases.get(alias, now) {
-            Some(Some(named)) if named != key => None,
-            Some(None) => None,
-            _ => Some(*key),
+        let named = match (state.aliases.get(alias, now), collision) {
+            (None, _) => Some(*key),
+            (Some(Some(named)), _) if named == key => Some(*key),
+            (Some(named), Collision::KeepFirst) => *named,
+            (Some(_), Collision::Disable) => None,
         };
         state.aliases.put(alias.clone(), named, now.after(life));
-        Ok(())
+        Ok(named)
     }
 
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
@@ -162,6 +176,8 @@ impl SessionStore for MemoryStore {
         // By their own ends, not by their records: a login notes the session before it writes the record.
         keys.retain(|(known, end)| known != key && now < *end);
         keys.push((*key, now.after(life)));
+        let surplus = keys.len().saturating_sub(MOST_PER_CUSTOMER);
+        keys.drain(..surplus);
         state.customers.put(customer.clone(), keys, now.after(life));
         Ok(())
     }
@@ -193,7 +209,7 @@ impl SessionStore for MemoryStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        Ok(())
+        if self.state().sessions.len() < self.max_sessions { Ok(()) } else { Err(StoreError::Full) }
     }
 }
 

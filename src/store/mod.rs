@@ -112,6 +112,15 @@ impl Alias {
     }
 }
 
+/// What to do when an alias already names another session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collision {
+    /// It names none from then on.
+    Disable,
+    /// It goes on naming the first.
+    KeepFirst,
+}
+
 /// A customer of a tenant; the store sees a hash of the number only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CustomerName {
@@ -171,8 +180,15 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Gives the lease up if it is `owner`'s.
     async fn release(&self, lease: &LeaseName, owner: &Owner, settled: Settled) -> Result<(), StoreError>;
 
-    /// Lets `alias` name `key` for `life`; an alias that already names another session names none from then on.
-    async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError>;
+    /// Lets `alias` name `key` for `life`, or does as `collision` says when it names another session. Returns what it
+    /// then names.
+    async fn link(
+        &self,
+        alias: &Alias,
+        key: &SessionKey,
+        collision: Collision,
+        life: Duration,
+    ) -> Result<Option<SessionKey>, StoreError>;
 
     /// The session that `alias` names.
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError>;

@@ -17,8 +17,8 @@ use tokio::sync::broadcast;
 
 use super::seal::{Keyring, REVISION_LENGTH};
 use super::{
-    Alias, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved, SessionStore, Settled,
-    StoreError,
+    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
+    SessionStore, Settled, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::RedisSection;
@@ -164,6 +164,7 @@ impl RedisStore {
                 let ours = matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse);
                 if !error.is_io_error() && !ours {
                     self.connection.store(None);
+                    self.hearing.store(false, Ordering::Release);
                 }
                 Err(unavailable(&error))
             }
@@ -356,9 +357,18 @@ impl SessionStore for RedisStore {
         self.invoke(&self.scripts.release, &[&keys[0], &keys[1]], &[&owner[..], settled]).await
     }
 
-    async fn link(&self, alias: &Alias, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+    async fn link(
+        &self,
+        alias: &Alias,
+        key: &SessionKey,
+        collision: Collision,
+        life: Duration,
+    ) -> Result<Option<SessionKey>, StoreError> {
         let (key, life) = (key.to_text(), millis(life));
-        self.invoke(&self.scripts.link, &[&alias_key(alias)], &[key.as_bytes(), life.as_bytes()]).await
+        let collision: &[u8] = if collision == Collision::Disable { b"disable" } else { b"keep" };
+        let arguments = [key.as_bytes(), life.as_bytes(), collision];
+        let named: String = self.invoke(&self.scripts.link, &[&alias_key(alias)], &arguments).await?;
+        Ok(SessionKey::parse(&named))
     }
 
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {

@@ -22,7 +22,7 @@ const MAIN: &[&str] = &["app", "config", "clock", "telemetry"];
 const CRATES: [(&str, &[&str]); 5] = [
     ("pingora", &["edge", "app"]),
     ("redis", &["store"]),
-    ("moka", &["store", "edge/limits.rs", "broker/flights.rs"]),
+    ("moka", &["store", "edge/limits.rs", "broker/flights.rs", "broker/adopt.rs"]),
     ("reqwest", &["identity", "app"]),
     ("jsonwebtoken", &["session/saas_token.rs", "identity/keys.rs"]),
 ];
@@ -31,7 +31,7 @@ const CRATES: [(&str, &[&str]); 5] = [
 const MOST_LINES: usize = 450;
 
 /// Files that were larger when the rule came, and what they may have: these numbers only shrink.
-const LARGER: [(&str, usize); 3] = [("edge/forward.rs", 520), ("broker/refresh.rs", 520), ("config/sections.rs", 600)];
+const LARGER: [(&str, usize); 1] = [("config/sections.rs", 600)];
 
 /// A source file: its path below `src`, its text, and the text without the tests module.
 struct Source {

@@ -1,6 +1,7 @@
 //! The gateway against the simulator and real stores: one file per promise, one sentence per test.
 
 #![expect(unreachable_pub, reason = "nothing reaches into a test binary")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api_routes;
 mod api_sessions;

@@ -14,7 +14,7 @@ use emporix_gateway::store::memory::MemoryStore;
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
-    Alias, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
+    Alias, Collision, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
 };
 
 use crate::world::{Redis, eventually};
@@ -203,17 +203,26 @@ async fn an_alias_names_one_session_or_none_for_good(store: &dyn SessionStore) {
     let alias = Alias::of(acme(), &secret);
     let [mine, other] = [(); 2].map(|()| SessionKey::random().unwrap());
     assert_eq!(store.resolve(&alias).await, Ok(None));
-    store.link(&alias, &mine, HOUR).await.unwrap();
-    store.link(&alias, &mine, HOUR).await.unwrap();
+    store.link(&alias, &mine, Collision::Disable, HOUR).await.unwrap();
+    store.link(&alias, &mine, Collision::Disable, HOUR).await.unwrap();
     assert_eq!(store.resolve(&alias).await, Ok(Some(mine)), "the same again is no collision");
     let elsewhere = Alias::of(TenantId::parse("globex").unwrap(), &secret);
     assert_eq!(store.resolve(&elsewhere).await, Ok(None), "another tenant's is another");
-    store.link(&alias, &other, HOUR).await.unwrap();
+    store.link(&alias, &other, Collision::Disable, HOUR).await.unwrap();
     assert_eq!(store.resolve(&alias).await, Ok(None));
     for key in [mine, other] {
-        store.link(&alias, &key, HOUR).await.unwrap();
+        store.link(&alias, &key, Collision::Disable, HOUR).await.unwrap();
         assert_eq!(store.resolve(&alias).await, Ok(None), "a collision disables it for good");
     }
+}
+
+async fn an_alias_may_keep_its_first_session(store: &dyn SessionStore) {
+    let alias = Alias::of(acme(), SessionKey::random().unwrap().as_bytes());
+    let [first, second] = [(); 2].map(|()| SessionKey::random().unwrap());
+    for key in [first, second] {
+        assert_eq!(store.link(&alias, &key, Collision::KeepFirst, HOUR).await, Ok(Some(first)));
+    }
+    assert_eq!(store.resolve(&alias).await, Ok(Some(first)));
 }
 
 async fn a_customer_has_sessions(store: &dyn SessionStore) {
@@ -263,6 +272,7 @@ async fn holds_the_contract(store: &dyn SessionStore) {
     a_lease_that_ran_out_shows_the_next_holder_what_was_begun(store).await;
     declaring_extends_a_lease(store).await;
     an_alias_names_one_session_or_none_for_good(store).await;
+    an_alias_may_keep_its_first_session(store).await;
     a_customer_has_sessions(store).await;
     a_customers_session_leaves_the_index_with_its_life(store).await;
     an_epoch_is_never_lowered(store).await;

@@ -154,9 +154,9 @@ fn open_socket(world: &World, headers: &[(&'static str, &str)]) -> Result<WebSoc
     }
 }
 
-fn echo(socket: &mut WebSocket<std::net::TcpStream>, message: Message) {
+fn echo(socket: &mut WebSocket<std::net::TcpStream>, message: &Message) {
     socket.send(message.clone()).unwrap();
-    assert_eq!(socket.read().unwrap(), message);
+    assert_eq!(socket.read().unwrap(), *message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,9 +165,9 @@ async fn a_websocket_says_back_what_it_hears_many_times() {
     let visitor = world.visitor().await;
     let mut socket = open_socket(&world, &[("authorization", &format!("Bearer {}", visitor.access))]).unwrap();
     for number in 0..300 {
-        echo(&mut socket, Message::text(format!("message {number}")));
+        echo(&mut socket, &Message::text(format!("message {number}")));
     }
-    echo(&mut socket, Message::binary(vec![9; 200_000]));
+    echo(&mut socket, &Message::binary(vec![9; 200_000]));
     let arrived = world.simulator.last_api_request().await;
     assert_eq!(arrived.headers("authorization").len(), 1);
     assert!(!arrived.headers("authorization")[0].contains("eg_"));
@@ -193,7 +193,7 @@ async fn a_websocket_behind_a_cookie_needs_proof_and_a_session() {
     for (name, value) in
         [("origin", "https://shop.example.com"), ("sec-fetch-site", "same-origin"), ("x-emporix-gateway", "1")]
     {
-        echo(&mut with(name, value).unwrap(), Message::text("hello"));
+        echo(&mut with(name, value).unwrap(), &Message::text("hello"));
     }
 }
 
@@ -202,7 +202,7 @@ async fn an_idle_websocket_ends_with_its_session() {
     let world = World::new().await;
     let customer = world.customer().await;
     let mut socket = open_socket(&world, &[("authorization", &format!("Bearer {}", customer.tokens.access))]).unwrap();
-    echo(&mut socket, Message::text("hello"));
+    echo(&mut socket, &Message::text("hello"));
     assert_eq!(world.ask("POST /_gateway/logout").bearer(&customer.tokens.access).send().await.status, 204);
     socket.get_ref().set_read_timeout(Some(AFTERLIFE)).unwrap();
     match socket.read() {

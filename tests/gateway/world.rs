@@ -178,12 +178,6 @@ impl Received {
         let named = headers.filter(|header| header[0].as_str().unwrap().eq_ignore_ascii_case(name));
         named.map(|header| header[1].as_str().unwrap().to_owned()).collect()
     }
-
-    /// The names of its headers.
-    pub fn names(&self) -> Vec<String> {
-        let headers = self.0["headers"].as_array().unwrap().iter();
-        headers.map(|header| header[0].as_str().unwrap().to_owned()).collect()
-    }
 }
 
 /// A real Redis of the test's own.

@@ -1,0 +1,112 @@
+//! The public listener: one request after the other on each connection, from its head to its end.
+//! A connection is used again only when what was said on it is complete; errors that quote a request are not logged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use http::Method;
+use pingora::ErrorType;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+
+use super::respond::Answer;
+use super::visit::Visit;
+use super::{Ended, Gateway};
+use crate::error::GatewayError;
+use crate::telemetry::{Outcome, RouteClass};
+
+/// How long an idle connection is kept, in seconds.
+pub(super) const KEEPALIVE_SECONDS: u64 = 60;
+
+/// Bound on idling and sending a request's head together: a client that trickles its head is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(KEEPALIVE_SECONDS + 15);
+
+/// Counts a request as under way while it lives.
+struct UnderWay<'g>(&'g AtomicUsize);
+
+impl<'g> UnderWay<'g> {
+    fn new(count: &'g AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The public listener's application: one request after the other on each connection.
+pub struct PublicListener(pub(super) Arc<Gateway>);
+
+#[async_trait]
+impl HttpServerApp for PublicListener {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        http: ServerSession,
+        _shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        self.0.serve(http).await
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.0.options)
+    }
+}
+
+impl Gateway {
+    /// One request: reads its head, sends it its way, ends it, and gives the connection back if it can be used again.
+    async fn serve(&self, mut http: ServerSession) -> Option<ReusedHttpStream> {
+        match tokio::time::timeout(HEAD_TIMEOUT, http.read_request()).await {
+            Ok(Ok(true)) => {}
+            // The error's text may quote the request: it is not logged.
+            Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
+                let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
+                self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
+                // The connection closes either way.
+                let _ = problem.write_unread(&mut http).await;
+                http.shutdown().await;
+                return None;
+            }
+            Ok(Ok(false) | Err(_)) | Err(_) => return None,
+        }
+        let under_way = UnderWay::new(&self.under_way);
+        let started = Instant::now();
+        http.set_pipelining_enabled(true);
+        http.set_total_drain_timeout(Some(Duration::from_secs(2)));
+        http.set_write_timeout(Some(Duration::from_secs(60)));
+        // What the request itself rules out stays out: HTTP/1.0, `close`, two ways of framing the body.
+        let may_stay = http.get_keepalive().is_some() && !self.draining.load(Ordering::Acquire);
+        http.set_keepalive(may_stay.then_some(KEEPALIVE_SECONDS));
+
+        let mut visit = Visit::new();
+        let ended = match http.req_header().method {
+            Method::CONNECT | Method::TRACE => Err(GatewayError::MethodNotAllowed),
+            _ => self.request_filter(&mut http, &mut visit).await,
+        };
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) if final_head(&http).is_none() => self.problem(&mut http, &mut visit, &error).await,
+            Err(_) => Ended::Aborted,
+        };
+        self.finished(&http, &visit, &ended, started);
+        drop(under_way);
+        if matches!(ended, Ended::Aborted) {
+            http.shutdown().await;
+            return None;
+        }
+        let settings = HttpPersistentSettings::for_session(&http);
+        let stream = http.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+    }
+}
+
+/// The head of the answer, once it is written; `100 Continue` is none.
+pub(super) fn final_head(http: &ServerSession) -> Option<&ResponseHeader> {
+    http.response_written().filter(|head| !head.status.is_informational() || head.status.as_u16() == 101)
+}

@@ -1,0 +1,132 @@
+//! Relays what the API answers: a body as it comes, an upgraded connection both ways.
+//! A stream is on a leash: it ends with what its permit was given for, idle or not.
+
+use std::future::pending;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pingora::protocols::http::ServerSession;
+use tokio::sync::broadcast;
+use tokio::time::Interval;
+
+use super::upload::{Upload, send_piece};
+use super::upstream::Line;
+use super::{Ended, Gateway};
+use crate::broker::Permit;
+use crate::session::SessionKey;
+
+/// Relays the body as it comes, sends up what is left of the request's, and lets go when the session ends.
+pub(super) async fn pump(
+    http: &mut ServerSession,
+    line: &mut Line,
+    upload: &mut Upload,
+    read_already: Vec<Bytes>,
+    mut leash: Option<&mut Leash<'_>>,
+) -> Ended {
+    for piece in read_already {
+        if !piece.is_empty() && http.write_response_body(piece, false).await.is_err() {
+            return Ended::Aborted;
+        }
+    }
+    loop {
+        let upload_done = upload.is_done();
+        tokio::select! {
+            biased;
+            () = pull(&mut leash) => return Ended::Aborted,
+            read = line.session.read_body_bytes() => match read {
+                Ok(Some(piece)) if piece.is_empty() => {}
+                Ok(Some(piece)) => {
+                    if http.write_response_body(piece, false).await.is_err() {
+                        return Ended::Aborted;
+                    }
+                }
+                Ok(None) => {
+                    let finished = http.write_response_body(Bytes::new(), true).await;
+                    return if finished.is_ok() { Ended::Complete } else { Ended::Aborted };
+                }
+                Err(_) => return Ended::Aborted,
+            },
+            piece = http.read_body_or_idle(upload_done) => match piece {
+                Ok(piece) => {
+                    if send_piece(&mut line.session, piece, upload).await.is_err() {
+                        return Ended::Aborted;
+                    }
+                }
+                Err(_) => return Ended::Aborted,
+            },
+        }
+    }
+}
+
+/// Relays an upgraded connection both ways until either side, or the session, ends.
+pub(super) async fn tunnel(http: &mut ServerSession, line: &mut Line, mut leash: Option<&mut Leash<'_>>) -> Ended {
+    const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+    http.set_read_timeout(None);
+    line.session.maybe_upgrade_body_writer();
+    loop {
+        let moved = tokio::select! {
+            read = line.session.read_body_bytes() => match read {
+                Ok(Some(piece)) if piece.is_empty() => true,
+                Ok(Some(piece)) => {
+                    matches!(tokio::time::timeout(WRITE_TIMEOUT, http.write_response_body(piece, false)).await, Ok(Ok(())))
+                }
+                Ok(None) | Err(_) => false,
+            },
+            read = http.read_request_body() => match read {
+                Ok(Some(piece)) if piece.is_empty() => true,
+                Ok(Some(piece)) => {
+                    matches!(tokio::time::timeout(WRITE_TIMEOUT, line.session.write_body(&piece)).await, Ok(Ok(_)))
+                }
+                Ok(None) | Err(_) => false,
+            },
+            () = pull(&mut leash) => false,
+        };
+        if !moved {
+            line.session.shutdown().await;
+            return Ended::Aborted;
+        }
+    }
+}
+
+/// What holds a stream to its session: it is pulled when the session ends here, and looks now and then whether it
+/// ended elsewhere or by its time.
+pub(super) struct Leash<'l> {
+    gateway: &'l Gateway,
+    permit: &'l Permit,
+    ended: broadcast::Receiver<SessionKey>,
+    look: Interval,
+    in_doubt: bool,
+}
+
+impl<'l> Leash<'l> {
+    pub(super) fn new(gateway: &'l Gateway, permit: &'l Permit) -> Self {
+        const LOOK_EVERY: Duration = Duration::from_secs(5);
+        let look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        Self { gateway, permit, ended: gateway.broker.ended(), look, in_doubt: false }
+    }
+
+    /// Waits for the end of the session. A wait that is broken off takes its doubt into the next one.
+    async fn pulled(&mut self) {
+        loop {
+            if self.in_doubt && !self.gateway.broker.holds(self.permit).await {
+                return;
+            }
+            self.in_doubt = false;
+            tokio::select! {
+                heard = self.ended.recv() => match heard {
+                    Ok(key) if key == *self.permit.key() => return,
+                    Ok(_) => {}
+                    Err(_) => self.in_doubt = true,
+                },
+                _ = self.look.tick() => self.in_doubt = true,
+            }
+        }
+    }
+}
+
+async fn pull(leash: &mut Option<&mut Leash<'_>>) {
+    match leash {
+        Some(leash) => leash.pulled().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,127 @@
+//! A request's body on its way up: held back when it is small, passed on piece by piece when it is not.
+//! Bounded in size and, where the gateway reads it itself, in time.
+
+use bytes::{Bytes, BytesMut};
+use http::Version;
+use http::header::{CONTENT_LENGTH, EXPECT};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v1::client::HttpSession;
+
+use super::Gateway;
+use super::headers::{self, Framing};
+use super::route::ApiRoute;
+use crate::config::routes::RouteLimit;
+use crate::error::GatewayError;
+
+/// The request's body on its way up.
+pub(super) enum Upload {
+    /// There is none.
+    None,
+    /// It is here as a whole, and can be sent again.
+    Held(Bytes),
+    /// It comes piece by piece, and goes once.
+    Streamed { framing: Framing, done: bool, bytes: u64, most: u64 },
+}
+
+impl Upload {
+    pub(super) const fn framing(&self) -> Framing {
+        match self {
+            Self::None => Framing::None,
+            Self::Held(body) => Framing::Length(body.len() as u64),
+            Self::Streamed { framing, .. } => *framing,
+        }
+    }
+
+    pub(super) const fn is_replayable(&self) -> bool {
+        !matches!(self, Self::Streamed { .. })
+    }
+
+    pub(super) const fn is_done(&self) -> bool {
+        !matches!(self, Self::Streamed { done: false, .. })
+    }
+}
+
+impl Gateway {
+    /// Takes the body of a request: holds a small one, lets a larger one stream.
+    pub(super) async fn take_upload(&self, http: &mut ServerSession, route: &ApiRoute) -> Result<Upload, GatewayError> {
+        let most = route.max_body_bytes.unwrap_or(self.limits_section.api_body_bytes);
+        let length =
+            http.req_header().headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > most) {
+            return Err(GatewayError::BodyTooLarge);
+        }
+        if http.is_body_empty() || headers::asks_for_websocket(http.req_header()) {
+            return Ok(Upload::None);
+        }
+        if !headers::is_plainly_framed(&http.req_header().headers) {
+            return Err(GatewayError::BadRequest("its transfer coding is not supported"));
+        }
+        welcome_body(http).await?;
+        let held_at_most = self.limits_section.replay_body_bytes;
+        match length {
+            // What names the account is read first, whatever its length.
+            _ if route.limit == RouteLimit::SignIn => {
+                let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.limits_section.token_body_bytes);
+                Ok(Upload::Held(self.read_body(http, most).await?))
+            }
+            Some(length) if length <= held_at_most as u64 => {
+                Ok(Upload::Held(self.read_body(http, held_at_most).await?))
+            }
+            Some(length) => Ok(Upload::Streamed { framing: Framing::Length(length), done: false, bytes: 0, most }),
+            None => Ok(Upload::Streamed { framing: Framing::Chunked, done: false, bytes: 0, most }),
+        }
+    }
+
+    /// Reads a body of no more than `most` bytes, within the body timeout as a whole.
+    pub(super) async fn read_body(&self, http: &mut ServerSession, most: usize) -> Result<Bytes, GatewayError> {
+        let read = async {
+            let mut body = BytesMut::new();
+            loop {
+                match http.read_request_body().await {
+                    Ok(None) => return Ok(body.freeze()),
+                    Ok(Some(piece)) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
+                    Ok(Some(_)) => return Err(GatewayError::BodyTooLarge),
+                    Err(_) => return Err(GatewayError::BadRequest("the body broke off")),
+                }
+            }
+        };
+        tokio::time::timeout(self.limits_section.body_timeout, read).await.unwrap_or(Err(GatewayError::BodyTimeout))
+    }
+}
+
+/// Tells a client that waits for it to send its body (RFC 9110, section 10.1.1).
+pub(super) async fn welcome_body(http: &mut ServerSession) -> Result<(), GatewayError> {
+    let head = http.req_header();
+    let waits = head.version != Version::HTTP_10
+        && head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if waits {
+        http.write_continue_response().await.map_err(|_| GatewayError::BadRequest("the client has gone"))?;
+    }
+    Ok(())
+}
+
+/// Passes a piece of a streamed body on, or its end.
+pub(super) async fn send_piece(
+    session: &mut HttpSession,
+    piece: Option<Bytes>,
+    upload: &mut Upload,
+) -> Result<(), GatewayError> {
+    let Upload::Streamed { done, bytes, most, .. } = upload else { return Ok(()) };
+    let broken = |_| GatewayError::UpstreamFailed("it does not take the body");
+    match piece {
+        Some(piece) => {
+            *bytes += piece.len() as u64;
+            if *bytes > *most {
+                return Err(GatewayError::BodyTooLarge);
+            }
+            if !piece.is_empty() {
+                session.write_body(&piece).await.map_err(broken)?;
+            }
+        }
+        None => {
+            session.finish_body().await.map_err(broken)?;
+            *done = true;
+        }
+    }
+    Ok(())
+}

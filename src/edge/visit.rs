@@ -1,0 +1,135 @@
+//! Who came: the tenant that a request names, the address that it comes from, and what its answer owes to both.
+//! Names that contradict each other are refused; addresses are believed of trusted proxies only.
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use http::header::{HOST, HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+
+use super::route::{Found, Route, TokenRoute};
+use super::target::Target;
+use super::{Gateway, proof};
+use crate::config::TransportMode;
+use crate::error::GatewayError;
+use crate::session::{TenantId, Transport};
+use crate::telemetry::{Label, RouteClass};
+
+/// A tenant, as the edge needs it.
+pub(super) struct EdgeTenant {
+    pub(super) transport: TransportMode,
+    pub(super) origins: Vec<String>,
+}
+
+impl EdgeTenant {
+    /// How the credentials of a session travel that this request creates.
+    pub(super) fn transport_at_birth(&self, headers: &HeaderMap) -> Transport {
+        match self.transport {
+            TransportMode::Cookie => Transport::Cookie,
+            TransportMode::Auto if proof::is_same_origin(headers) => Transport::Cookie,
+            TransportMode::Auto | TransportMode::Handle => Transport::Handle,
+        }
+    }
+}
+
+/// What is known of a request when it ends.
+pub(super) struct Visit {
+    pub(super) class: RouteClass,
+    pub(super) tenant: Option<TenantId>,
+    /// Whether the cookie is the credential, and so what a session that is gone expires.
+    pub(super) by_cookie: bool,
+    pub(super) cors: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Visit {
+    pub(super) const fn new() -> Self {
+        Self { class: RouteClass::None, tenant: None, by_cookie: false, cors: Vec::new() }
+    }
+
+    pub(super) fn class_text(&self) -> &'static str {
+        self.class.text()
+    }
+
+    pub(super) fn tenant_text(&self) -> &str {
+        self.tenant.as_ref().map_or("-", TenantId::as_str)
+    }
+}
+
+impl Gateway {
+    /// The tenant that the request names: in its path, in the query of the anonymous routes, in `Emporix-Tenant`, by
+    /// its host. Names that contradict each other are refused; without one, the session decides.
+    pub(super) fn tenant_of(
+        &self,
+        found: &Found<'_, '_>,
+        target: &Target<'_>,
+        head: &RequestHeader,
+    ) -> Result<Option<TenantId>, GatewayError> {
+        let in_query = match found.route {
+            Route::Token(TokenRoute::AnonymousLogin | TokenRoute::AnonymousRefresh) => {
+                let mut named = target.parameters().filter(|(name, _)| name == "tenant" || name == "hybris-tenant");
+                let (_, tenant) = named.next().ok_or(GatewayError::BadRequest("tenant is missing"))?;
+                if named.any(|(_, other)| other != tenant) {
+                    return Err(GatewayError::TenantMismatch);
+                }
+                Some(tenant)
+            }
+            _ => None,
+        };
+        let in_path = found.tenant.or(in_query.as_deref());
+        let named = in_path.map(|name| self.known_tenant(name)).transpose()?;
+        let mut in_headers = head.headers.get_all("emporix-tenant").iter();
+        let in_header = match in_headers.next() {
+            Some(value) => Some(self.known_tenant(value.to_str().unwrap_or_default())?),
+            None => None,
+        };
+        if in_headers.next().is_some() {
+            return Err(GatewayError::BadRequest("Emporix-Tenant stands twice"));
+        }
+        match (named, in_header) {
+            (Some(named), Some(other)) if named != other => Err(GatewayError::TenantMismatch),
+            (Some(tenant), _) | (None, Some(tenant)) => Ok(Some(tenant)),
+            (None, None) => Ok(self.tenant_of_host(head)),
+        }
+    }
+
+    fn known_tenant(&self, name: &str) -> Result<TenantId, GatewayError> {
+        self.tenants.get_key_value(name).map(|(id, _)| id.clone()).ok_or(GatewayError::UnknownTenant)
+    }
+
+    fn tenant_of_host(&self, head: &RequestHeader) -> Option<TenantId> {
+        if self.tenants.len() == 1 {
+            return self.tenants.keys().next().cloned();
+        }
+        let authority = match head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => head.headers.get(HOST)?.to_str().ok()?,
+        };
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        self.hosts.get(&host.to_ascii_lowercase()).cloned()
+    }
+
+    pub(super) fn origins(&self, tenant: Option<&TenantId>) -> &[String] {
+        tenant.and_then(|tenant| self.tenants.get(tenant)).map_or(&[], |tenant| &tenant.origins)
+    }
+
+    /// The client's address: the connection's, or what proxies that are trusted say of it.
+    pub(super) fn client_address(&self, http: &ServerSession) -> Option<IpAddr> {
+        let peer = http.client_addr()?.as_inet()?.ip();
+        let trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
+        if self.trusted_proxies.is_empty() || !trusted(&peer) {
+            return Some(peer);
+        }
+        let forwarded = http.req_header().headers.get_all("x-forwarded-for").iter().rev();
+        let named = forwarded.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(','));
+        let named = named.map_while(|address| address.trim().parse::<IpAddr>().ok());
+        let mut last = peer;
+        for address in named {
+            last = address;
+            if !trusted(&address) {
+                break;
+            }
+        }
+        Some(last)
+    }
+}
