@@ -298,3 +298,43 @@ fn is_idempotent(method: &Method) -> bool {
 pub(super) fn is_secure(http: &ServerSession) -> bool {
     http.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    const FAULT: &[u8] =
+        br#"{"fault":{"faultstring":"x","detail":{"errorcode":"keymanagement.service.access_token_expired"}}}"#;
+
+    fn encoded(coding: Option<&'static str>) -> ResponseHeader {
+        let mut head = ResponseHeader::build_no_case(401, None).unwrap();
+        if let Some(coding) = coding {
+            head.insert_header(CONTENT_ENCODING, HeaderValue::from_static(coding)).unwrap();
+        }
+        head
+    }
+
+    #[test]
+    fn a_compressed_fault_is_understood_too() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(FAULT).unwrap();
+        let compressed = encoder.finish().unwrap();
+        assert!(means_expired(Some(&encoded(Some("gzip"))), &compressed));
+        assert!(means_expired(Some(&encoded(Some("identity"))), FAULT));
+        assert!(means_expired(Some(&encoded(None)), FAULT));
+        assert!(!means_expired(Some(&encoded(Some("gzip"))), FAULT));
+        assert!(!means_expired(Some(&encoded(Some("br"))), FAULT));
+    }
+
+    #[test]
+    fn a_small_answer_that_inflates_without_end_is_not_inflated_to_its_end() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&vec![b' '; 4 * 1024 * 1024]).unwrap();
+        assert!(!means_expired(Some(&encoded(Some("gzip"))), &encoder.finish().unwrap()));
+    }
+}

@@ -1,8 +1,10 @@
 //! API requests: which session may ask for what, and what happens when its tokens are over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::world::{Answer, Customer, World, eventually};
 
@@ -358,4 +360,26 @@ async fn an_adopted_bearer_is_nothing_on_token_routes() {
     let anonymous = world.ask(login).bearer(&foreign).send().await;
     assert_eq!(anonymous.status, 200, "ignored, as every dead credential is here: {}", anonymous.text);
     assert_eq!(world.simulator.calls("validate").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_load_of_parallel_requests_adopts_its_bearer_once() {
+    let adopt = World::builder().set("TENANTS__ACME__FOREIGN_BEARER__MODE", "adopt");
+    let world = adopt.set("TENANTS__ACME__FOREIGN_BEARER__UNTIL", "2099-01-01T00:00:00Z").start().await;
+    let token = real_customer_token(&world).await;
+    let world = Arc::new(world);
+    let mut page = JoinSet::new();
+    for _ in 0..20 {
+        let (world, token) = (world.clone(), token.clone());
+        page.spawn(async move { world.ask("GET /customer/acme/me").bearer(&token).send().await.status });
+    }
+    assert!(page.join_all().await.iter().all(|status| *status == 200));
+    assert_eq!(world.simulator.calls("validate").await, 1);
+    world.clock.advance(Duration::from_secs(40));
+    assert_eq!(world.ask("GET /customer/acme/me").bearer(&token).send().await.status, 200);
+    assert_eq!(world.simulator.calls("validate").await, 1);
+    for _ in 0..3 {
+        assert_eq!(world.ask("GET /customer/acme/me").bearer("tpYgJPZqddEQ2zwfzNtx79noBP65").send().await.status, 401);
+    }
+    assert_eq!(world.simulator.calls("validate").await, 2, "what Emporix does not know is not asked again at once");
 }

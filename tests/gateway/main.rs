@@ -8,6 +8,7 @@ mod api_sessions;
 mod architecture;
 mod bad_input;
 mod browsers;
+mod framing;
 mod login;
 mod logout;
 mod operations;

@@ -179,3 +179,33 @@ async fn two_hundred_requests_that_upstream_calls_expired_make_one_refresh() {
     world.simulator.expire("customer_access").await;
     two_hundred_at_once(world, john.tokens.access).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_tabs_that_refresh_with_one_handle_both_keep_what_they_got() {
+    let world = World::new().await;
+    let customer = world.customer().await;
+    let tabs = [(); 2].map(|()| world.refresh(&customer.tokens.refresh, ""));
+    let mut handles = Vec::new();
+    for tab in tabs {
+        handles.push(Tokens::of(&tab.await).refresh);
+    }
+    world.clock.advance(Duration::from_secs(60));
+    for handle in handles {
+        assert_eq!(world.refresh(&handle, "").await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_that_waits_while_another_customer_signs_in_gets_nothing_of_theirs() {
+    let world = World::new().await;
+    let john = world.customer().await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 600})).await;
+    let waiting = world.refresh(&john.tokens.refresh, "&legalEntityId=entity-1");
+    let jane = async {
+        eventually("the refresh is under way", async || world.simulator.calls("refresh").await == 1).await;
+        world.login(&john.visitor.access, "jane.roe@example.com").await
+    };
+    let (waited, jane) = tokio::join!(waiting, jane);
+    assert_eq!(jane.status, 200, "{}", jane.text);
+    assert_eq!((waited.status, waited.code()), (401, "session_ended".to_owned()));
+}

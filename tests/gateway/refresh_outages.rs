@@ -231,3 +231,56 @@ async fn a_client_that_hangs_up_does_not_waste_the_refresh() {
     assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200);
     assert_eq!(world.simulator.calls("refresh").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_whose_customer_is_lost_goes_on_as_the_visitor_it_was() {
+    let world = World::new().await;
+    world.simulator.set(json!({"customer_access_ttl": 600, "anonymous_refresh_ttl": 864_000})).await;
+    let browser = world.browser();
+    assert_eq!(browser.login().await.status, 200);
+    expires(&world).await;
+    world.simulator.expire("customer_refresh").await;
+    let lost = browser.send(ME, |ask| ask.bearer("cookie.customer")).await;
+    assert_eq!((lost.status, lost.cookies().len()), (401, 0), "{}", lost.text);
+    world.clock.advance(Duration::from_secs(3_600));
+    let visitor = browser.send(ME, |ask| ask).await;
+    assert_eq!((visitor.status, visitor.json()["customerNumber"].as_str()), (200, Some("00000000")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_refusals_over_many_sessions_ends_nobody_beyond_the_first() {
+    let limits = World::builder().set("LIMITS__SIGN_IN_PER_ACCOUNT", r#"{"burst": 100, "per_minute": 100}"#);
+    let world = limits.set("LIMITS__SIGN_IN_PER_ADDRESS", r#"{"burst": 100, "per_minute": 100}"#).start().await;
+    let mut customers = Vec::new();
+    for _ in 0..30 {
+        customers.push(short_lived(&world).await);
+    }
+    world.simulator.fault(json!({"operation": "refresh", "mode": "status", "status": 400})).await;
+    expires(&world).await;
+    let mut spared = Vec::new();
+    for customer in &customers {
+        let answer = me(&world, 0, &customer.tokens.access).await;
+        if answer.status == 503 {
+            spared.push(customer);
+        }
+    }
+    assert_eq!(spared.len(), 10, "the first twenty are taken at Emporix' word");
+    world.simulator.heal().await;
+    for customer in spared {
+        eventually("the session is renewed", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_token_is_served_while_it_lives_whatever_befalls_the_endpoint_that_issues_it() {
+    let world = World::new().await;
+    let products = "GET /product/acme/products";
+    assert_eq!(world.ask(products).send().await.status, 200);
+    world.simulator.fault(json!({"operation": "anonymous_login", "mode": "status", "status": 500})).await;
+    world.clock.advance(Duration::from_secs(3_400));
+    for _ in 0..3 {
+        assert_eq!(world.ask(products).send().await.status, 200);
+    }
+    world.clock.advance(Duration::from_secs(600));
+    assert_eq!(world.ask(products).send().await.code(), "identity_unavailable");
+}

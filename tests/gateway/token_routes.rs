@@ -314,3 +314,50 @@ pub fn tampered(handle: &str) -> String {
     let (rest, last) = handle.split_at(handle.len() - 1);
     format!("{rest}{}", if last == "A" { "B" } else { "A" })
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_or_placeholder_where_none_belongs_is_refused_and_goes_nowhere() {
+    let world = World::new().await;
+    let visitor = world.visitor().await;
+    world.simulator.forget_calls().await;
+    for target in [
+        format!("GET /customerlogin/auth/anonymous/login?tenant=acme&siteCode={}", visitor.access),
+        "GET /customerlogin/auth/anonymous/login?tenant=acme&siteCode=cookie.customer".to_owned(),
+        format!("POST /customer/acme/socialLogin?code=valid-code&state={}", visitor.access),
+        format!("POST /customer/acme/exchangeauthtoken?subjectAccessToken={}", visitor.access),
+        format!("GET /customer/acme/signup/optin/{}", visitor.access),
+        format!("POST /customer/acme/login?anonymous_token={}", visitor.access),
+    ] {
+        let answer = world.ask(&target).bearer(&visitor.access).send().await;
+        assert_eq!((answer.status, answer.code()), (400, "bad_target".to_owned()), "{target}");
+    }
+    assert!(world.simulator.requests().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_contradict_each_other_are_refused() {
+    let world = World::new().await;
+    let (mine, other) = (world.visitor().await, world.visitor().await);
+    let refresh = "GET /customerlogin/auth/anonymous/refresh?tenant=acme";
+    let both = world.ask(&format!("{refresh}&refresh_token={}&anonymous_token={}", mine.refresh, other.access));
+    assert_eq!(both.send().await.code(), "credential_conflict");
+    let own = world.ask(&format!("{refresh}&refresh_token={}&anonymous_token={}", mine.refresh, mine.access));
+    assert_eq!(own.send().await.status, 200);
+    let two = world.ask("GET /customerlogin/auth/anonymous/login?tenant=acme&hybris-tenant=globex");
+    assert_eq!(two.send().await.code(), "tenant_mismatch");
+    let ask = world.ask("GET /brand/brands").bearer(&mine.access);
+    let twice = ask.header("emporix-tenant", "acme").header("emporix-tenant", "globex").send().await;
+    assert_eq!((twice.status, twice.code()), (400, "bad_request".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visitor_who_keeps_changing_sites_is_limited_like_one_who_keeps_coming() {
+    let world = World::builder().set("LIMITS__VISITORS_PER_ADDRESS", r#"{"burst": 3, "per_minute": 1}"#).start().await;
+    let visitor = world.visitor().await;
+    let mut codes = Vec::new();
+    for site in ["a", "b", "c", "d"] {
+        let login = format!("GET /customerlogin/auth/anonymous/login?tenant=acme&siteCode={site}");
+        codes.push(world.ask(&login).bearer(&visitor.access).send().await.status);
+    }
+    assert_eq!(codes, [200, 200, 429, 429]);
+}
