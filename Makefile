@@ -9,7 +9,7 @@ demo: tools
 
 # Installs what the tests need and runs all of them.
 test: tools
-	@command -v redis-server >/dev/null || $(APT) redis-server
+	@command -v redis-server >/dev/null && command -v curl >/dev/null || $(APT) redis-server curl
 	cargo test
 
 # What CI runs before the tests: form, lints, and every shipped configuration.

@@ -234,7 +234,7 @@ async fn converse(
             }
             piece = http.read_body_or_idle(body_done) => {
                 let piece = piece.map_err(|_| Failure::ClientGone)?;
-                send_piece(session, piece, upload).await.map_err(Failure::Other)?;
+                send_piece(session, piece, http.is_body_done(), upload).await.map_err(Failure::Other)?;
             }
         }
     }

@@ -48,7 +48,7 @@ pub(super) async fn pump(
             },
             piece = http.read_body_or_idle(upload_done) => match piece {
                 Ok(piece) => {
-                    if send_piece(&mut line.session, piece, upload).await.is_err() {
+                    if send_piece(&mut line.session, piece, http.is_body_done(), upload).await.is_err() {
                         return Ended::Aborted;
                     }
                 }

@@ -100,28 +100,26 @@ pub(super) async fn welcome_body(http: &mut ServerSession) -> Result<(), Gateway
     Ok(())
 }
 
-/// Passes a piece of a streamed body on, or its end.
+/// Passes a piece of a streamed body on, and its end: with the `last` piece, or without one.
 pub(super) async fn send_piece(
     session: &mut HttpSession,
     piece: Option<Bytes>,
+    last: bool,
     upload: &mut Upload,
 ) -> Result<(), GatewayError> {
     let Upload::Streamed { done, bytes, most, .. } = upload else { return Ok(()) };
     let broken = |_| GatewayError::UpstreamFailed("it does not take the body");
-    match piece {
-        Some(piece) => {
-            *bytes += piece.len() as u64;
-            if *bytes > *most {
-                return Err(GatewayError::BodyTooLarge);
-            }
-            if !piece.is_empty() {
-                session.write_body(&piece).await.map_err(broken)?;
-            }
+    let ends = last || piece.is_none();
+    if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+        *bytes += piece.len() as u64;
+        if *bytes > *most {
+            return Err(GatewayError::BodyTooLarge);
         }
-        None => {
-            session.finish_body().await.map_err(broken)?;
-            *done = true;
-        }
+        session.write_body(&piece).await.map_err(broken)?;
+    }
+    if ends {
+        session.finish_body().await.map_err(broken)?;
+        *done = true;
     }
     Ok(())
 }

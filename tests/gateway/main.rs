@@ -22,5 +22,6 @@ mod steps;
 mod store_contract;
 mod story;
 mod streaming;
+mod tls;
 mod token_routes;
 mod world;

@@ -284,10 +284,14 @@ fn redis_store(redis: &Redis) -> RedisStore {
         response_timeout: Duration::from_secs(2),
         ..RedisSection::default()
     };
+    RedisStore::new(&section, keyring(), Arc::new(SystemClock)).unwrap()
+}
+
+fn keyring() -> Keyring {
     let secret = Secret::new("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=".to_owned());
     let seal =
         SealSection { active: "test".into(), keys: vec![SealKeySection { id: "test".into(), secret: Some(secret) }] };
-    RedisStore::new(&section, Keyring::new(&seal).unwrap(), Arc::new(SystemClock)).unwrap()
+    Keyring::new(&seal).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,6 +313,24 @@ async fn redis_holds_the_contract_and_every_key_has_an_end() {
         let millis: i64 = life.trim().trim_start_matches(':').parse().unwrap();
         assert!(millis > 0 || millis == -2, "{key} has no end: {life}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_behind_tls_with_an_acl_user_holds_the_contract() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let redis = Redis::start_with_tls("gateway", "hush-hush").await;
+    let section = |password: &str| RedisSection {
+        url: Some(Secret::new(redis.tls_url())),
+        username: Some("gateway".into()),
+        password: Some(Secret::new(password)),
+        ca_file: Some(redis.certificate()),
+        ..RedisSection::default()
+    };
+    let store = |section| RedisStore::new(&section, keyring(), Arc::new(SystemClock)).unwrap();
+    holds_the_contract(&store(section("hush-hush"))).await;
+    assert!(store(section("wrong")).load(&SessionKey::random().unwrap()).await.is_err());
+    let distrustful = RedisSection { ca_file: None, ..section("hush-hush") };
+    assert!(store(distrustful).load(&SessionKey::random().unwrap()).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -180,6 +180,25 @@ impl Received {
     }
 }
 
+/// A certificate for localhost and its key.
+pub struct Certificate(rcgen::CertifiedKey<rcgen::KeyPair>);
+
+impl Certificate {
+    pub fn new() -> Self {
+        Self(rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap())
+    }
+
+    /// Writes both into `folder` and returns their paths.
+    pub fn write(&self, folder: &std::path::Path) -> [String; 2] {
+        let files = [("certificate.pem", self.0.cert.pem()), ("key.pem", self.0.signing_key.serialize_pem())];
+        files.map(|(name, pem)| {
+            let file = folder.join(name);
+            std::fs::write(&file, pem).unwrap();
+            file.display().to_string()
+        })
+    }
+}
+
 /// A real Redis of the test's own.
 pub struct Redis {
     process: Mutex<Child>,
@@ -202,6 +221,43 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed")
+    }
+
+    /// One that speaks TLS beside plain text, and knows one user beside the default one.
+    pub async fn start_with_tls(user: &str, password: &str) -> Self {
+        let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let [certificate, key] = Certificate::new().write(folder.path());
+        let process = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--dir", folder.path().to_str().unwrap(), "--tls-port", &(port + 10_000).to_string()])
+            .args(["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate])
+            .args([
+                "--tls-auth-clients",
+                "no",
+                "--user",
+                user,
+                "on",
+                &format!(">{password}"),
+                "~eg:*",
+                "&eg:*",
+                "+@all",
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let redis = Self { process: Mutex::new(process), port, folder };
+        redis.wait().await;
+        redis
+    }
+
+    /// Its TLS address.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://localhost:{}", self.port + 10_000)
+    }
+
+    /// The certificate that its TLS shows.
+    pub fn certificate(&self) -> std::path::PathBuf {
+        self.folder.path().join("certificate.pem")
     }
 
     async fn wait(&self) {
