@@ -233,7 +233,7 @@ async fn converse(
                 }
             }
             piece = http.read_body_or_idle(body_done) => {
-                let piece = piece.map_err(|_| Failure::ClientGone)?;
+                let piece = piece.map_err(|error| judge_client(&error))?;
                 send_piece(session, piece, http.is_body_done(), upload).await.map_err(Failure::Other)?;
             }
         }
@@ -270,6 +270,15 @@ async fn read_refusal(line: &mut Line) -> Result<(Vec<Bytes>, bool), GatewayErro
         Ok((pieces, false))
     };
     tokio::time::timeout(patience, read).await.unwrap_or(Err(GatewayError::UpstreamTimeout))
+}
+
+/// What an error of the client's connection means: mostly that it has gone, else that its body makes no sense.
+fn judge_client(error: &Error) -> Failure {
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => Failure::ClientGone,
+        ErrorType::ReadTimedout => Failure::Other(GatewayError::BodyTimeout),
+        _ => Failure::Other(GatewayError::BadRequest("its body cannot be read")),
+    }
 }
 
 /// Whether a 401 means that its token is over. Clients that take gzip may be answered so.

@@ -5,12 +5,13 @@ use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
     ORIGIN, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::slots::{SAAS_TOKEN, value_of};
 use crate::broker::Permit;
 use crate::error::GatewayError;
+use crate::session::Handle;
 
 const SAAS_TOKEN_HEADER: HeaderName = HeaderName::from_static(SAAS_TOKEN);
 const LEGAL_ENTITY: HeaderName = HeaderName::from_static("legal-entity-id");
@@ -52,6 +53,10 @@ pub(super) struct Outgoing<'o> {
     pub(super) body: Framing,
 }
 
+/// What would let a request be another one than the one that was authorised, or come from elsewhere.
+const OVERRIDES: [&str; 6] =
+    ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url", "x-real-ip"];
+
 /// How the upstream request's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -68,7 +73,8 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     head.set_version(Version::HTTP_11);
     let nominated = nominated(&client.headers);
     for (name, value) in &client.headers {
-        if *name == COOKIE || is_never_forwarded(name) || nominated.iter().any(|known| known == name.as_str()) {
+        let nominated = || nominated.iter().any(|known| known == name.as_str());
+        if *name == COOKIE || is_never_forwarded(name) || nominated() || carries_handle(value.as_bytes()) {
             continue;
         }
         head.append_header(name.clone(), value.clone()).map_err(fits)?;
@@ -106,22 +112,39 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     Ok(head)
 }
 
-/// Whether a body's framing is one that is passed on as it came: a length, or chunks and no other coding.
+/// Whether a body's framing reads one way only: one length in digits, or chunks and no other coding.
 pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
-    }
+    let only = |name: HeaderName, fits: fn(&[u8]) -> bool| {
+        let mut values = headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (None, _) => true,
+            (Some(only), None) => fits(only.as_bytes()),
+            (Some(_), Some(_)) => false,
+        }
+    };
+    let digits = |value: &[u8]| !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let chunked = |value: &[u8]| value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+    only(CONTENT_LENGTH, digits) && only(TRANSFER_ENCODING, chunked)
 }
 
 /// Whether the client asks for a WebSocket (RFC 6455, section 4.2.1): no other protocol is switched to.
 pub(super) fn asks_for_websocket(client: &RequestHeader) -> bool {
     let mut connection = client.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let has_body = client.headers.contains_key(TRANSFER_ENCODING)
+        || client.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
     client.version == Version::HTTP_11
+        && client.method == Method::GET
+        && !has_body
         && client.headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
         && connection.any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
+}
+
+/// Whether a handle stands anywhere in a field: it is the client's and ours, and no business of the API.
+fn carries_handle(value: &[u8]) -> bool {
+    memchr::memmem::find_iter(value, b"eg_").any(|at| {
+        let end = (at + Handle::MOST_BYTES).min(value.len());
+        (at..=end).any(|end| Handle::parse(&value[at..end]).is_some())
+    })
 }
 
 /// Hop-by-hop fields (RFC 9110, section 7.6.1), what is rebuilt, and what only the gateway may say.
@@ -138,7 +161,7 @@ fn is_never_forwarded(name: &HeaderName) -> bool {
         || name.as_str() == PROOF
         || name.as_str() == "legalentityid"
         || name.as_str().starts_with("x-forwarded-")
-        || name.as_str() == "x-real-ip"
+        || OVERRIDES.contains(&name.as_str())
         || imitates_guarded(name.as_str())
 }
 
@@ -175,7 +198,7 @@ fn nominated(headers: &HeaderMap) -> Vec<String> {
 fn cookies_of_others(headers: &HeaderMap, our_name: &str) -> Option<HeaderValue> {
     let mut fields = headers.get_all(COOKIE).iter();
     let (first, second) = (fields.next()?, fields.next());
-    let is_ours = |pair: &[u8]| value_of(pair, our_name).is_some();
+    let is_ours = |pair: &[u8]| value_of(pair, our_name).is_some() || carries_handle(pair);
     if second.is_none() && !first.as_bytes().split(|b| *b == b';').any(is_ours) {
         return Some(first.clone());
     }
@@ -209,9 +232,10 @@ pub(super) fn incoming(
         let ours = *name == SET_COOKIE && sets_our_cookie(value, cookie_name);
         let upgrade = keep_upgrade && *name == UPGRADE;
         let cors = name.as_str().starts_with("access-control-");
+        let echo = *name == AUTHORIZATION || *name == SAAS_TOKEN_HEADER;
         let dropped = (is_hop_by_hop(name) && !upgrade) || nominated.iter().any(|known| known == name.as_str());
         let caching = used_session && (*name == CACHE_CONTROL || is_shared_caches(name.as_str()));
-        if ours || cors || dropped || caching {
+        if ours || cors || echo || dropped || caching {
             continue;
         }
         head.append_header(name.clone(), value.clone()).map_err(fits)?;
@@ -270,8 +294,36 @@ mod tests {
         for name in ["saas_token", "saas.token", "legal_entity_id", "session_id", "x_forwarded_for", "emporix.tenant"] {
             assert!(is_never_forwarded(&HeaderName::from_static(name)), "{name}");
         }
+        for name in ["x-http-method-override", "x-original-url", "x-rewrite-url"] {
+            assert!(is_never_forwarded(&HeaderName::from_static(name)), "{name}");
+        }
         for name in ["x-version", "accept-language", "emporix-tenant", "session-id", "my_own.header"] {
             assert!(!is_never_forwarded(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_handle_is_seen_wherever_it_stands() {
+        let key = crate::session::SessionKey::from_bytes([7; 16]);
+        let handle = Handle::random(crate::session::HandleKind::CustomerAccess, key).unwrap().to_text();
+        for value in [handle.to_string(), format!("http://x/?t={}&y=1", *handle), format!("a=1; x = {}", *handle)] {
+            assert!(carries_handle(value.as_bytes()), "{value}");
+        }
+        assert!(!carries_handle(b"leg_c_short") && !carries_handle(b""));
+    }
+
+    #[test]
+    fn a_body_is_framed_one_way_or_not_at_all() {
+        for (fields, expected) in [
+            (&[("content-length", "2")][..], true),
+            (&[("transfer-encoding", "Chunked")][..], true),
+            (&[][..], true),
+            (&[("content-length", "2, 2")][..], false),
+            (&[("content-length", "+2")][..], false),
+            (&[("content-length", "2"), ("content-length", "2")][..], false),
+            (&[("transfer-encoding", "gzip, chunked")][..], false),
+        ] {
+            assert_eq!(is_plainly_framed(&map(fields)), expected, "{fields:?}");
         }
     }
 

@@ -15,7 +15,7 @@ use pingora::server::ShutdownWatch;
 
 use super::respond::Answer;
 use super::visit::Visit;
-use super::{Ended, Gateway};
+use super::{Ended, Gateway, is_registered};
 use crate::error::GatewayError;
 use crate::telemetry::{Outcome, RouteClass};
 
@@ -85,8 +85,9 @@ impl Gateway {
         http.set_keepalive(may_stay.then_some(KEEPALIVE_SECONDS));
 
         let mut visit = Visit::new();
-        let ended = match http.req_header().method {
-            Method::CONNECT | Method::TRACE => Err(GatewayError::MethodNotAllowed),
+        let ended = match &http.req_header().method {
+            &Method::CONNECT | &Method::TRACE => Err(GatewayError::MethodNotAllowed),
+            method if !is_registered(method) => Err(GatewayError::MethodNotAllowed),
             _ => self.request_filter(&mut http, &mut visit).await,
         };
         let ended = match ended {

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::header::SET_COOKIE;
-use http::{HeaderMap, Method};
+use http::header::{HOST, SET_COOKIE};
+use http::{HeaderMap, Method, Version};
 use ipnet::IpNet;
 use pingora::apps::HttpServerOptions;
 use pingora::http::RequestHeader;
@@ -149,6 +149,7 @@ impl Gateway {
     async fn request_filter(&self, http: &mut ServerSession, visit: &mut Visit) -> Result<Ended, GatewayError> {
         let head = http.req_header();
         self.check_size(&head.headers)?;
+        check_framing(http)?;
         let raw = head.raw_path().to_vec();
         let target = Target::parse(&raw)?;
         let found = self.routes.find(head.method.as_str(), target.path);
@@ -252,8 +253,25 @@ impl Gateway {
     }
 }
 
+/// Refuses heads that another reader might take for something else (RFC 9112, sections 2.2, 3.2 and 6).
+fn check_framing(http: &ServerSession) -> Result<(), GatewayError> {
+    let head = http.req_header();
+    if !headers::is_plainly_framed(&head.headers) {
+        return Err(GatewayError::BadRequest("its body is framed in more than one way"));
+    }
+    let Some(http1) = http.as_http1() else { return Ok(()) };
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
+        return Err(GatewayError::BadRequest("Host is missing"));
+    }
+    let raw = http1.get_headers_raw_bytes();
+    if memchr::memchr_iter(b'\n', &raw).any(|at| at == 0 || raw[at - 1] != b'\r') {
+        return Err(GatewayError::BadRequest("a line of its head ends without a carriage return"));
+    }
+    Ok(())
+}
+
 /// Whether RFC 9110 or 5789 defines the method.
-fn is_registered(method: &Method) -> bool {
+pub(super) fn is_registered(method: &Method) -> bool {
     use Method as M;
     [M::GET, M::HEAD, M::POST, M::PUT, M::PATCH, M::DELETE, M::OPTIONS, M::CONNECT, M::TRACE].contains(method)
 }

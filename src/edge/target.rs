@@ -26,6 +26,9 @@ impl<'t> Target<'t> {
             None => (text, None),
         };
         check_path(path.as_bytes())?;
+        if path.contains('%') && percent_decode_str(path).decode_utf8().is_err() {
+            return Err(GatewayError::BadTarget("its escapes are not UTF-8"));
+        }
         if query.is_some_and(|query| query.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'#')) {
             return Err(GatewayError::BadTarget("its query holds a space, a control character or a fragment"));
         }
@@ -81,7 +84,7 @@ fn check_path(path: &[u8]) -> Result<(), GatewayError> {
         match path.get(position) {
             None | Some(b'/') => {
                 let segment = &path[segment_start..position];
-                if matches!(segment, b"." | b"..") {
+                if is_dot_segment(segment) {
                     return Err(GatewayError::BadTarget("it has a dot segment"));
                 }
                 if segment.is_empty() && position < path.len() {
@@ -102,6 +105,16 @@ fn check_path(path: &[u8]) -> Result<(), GatewayError> {
         position += 1;
     }
     Ok(())
+}
+
+/// A dot segment, also to servers that take what follows a semicolon for parameters.
+fn is_dot_segment(segment: &[u8]) -> bool {
+    if segment.first() != Some(&b'.') {
+        return false;
+    }
+    let name = segment.split(|b| *b == b';').next().unwrap_or_default();
+    let name = name.split(|b| *b == b'%').next().unwrap_or_default();
+    matches!(name, b"." | b"..")
 }
 
 /// An escape has to be one (RFC 3986, section 2.1), and of a byte that cannot stand for itself.
@@ -183,6 +196,12 @@ mod tests {
             "/a?b#c",
             "/a?b c",
             "/%25%32%66",
+            "/a/..;/b",
+            "/a/..;x=y/b",
+            "/a/.;/b",
+            "/a/..%3b/b",
+            "/a/..%20/b",
+            "/a/%c0%ae%c0%ae/b",
         ] {
             assert!(!accepted(target), "{target}");
         }

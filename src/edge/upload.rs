@@ -53,9 +53,6 @@ impl Gateway {
         if http.is_body_empty() || headers::asks_for_websocket(http.req_header()) {
             return Ok(Upload::None);
         }
-        if !headers::is_plainly_framed(&http.req_header().headers) {
-            return Err(GatewayError::BadRequest("its transfer coding is not supported"));
-        }
         welcome_body(http).await?;
         let held_at_most = self.limits_section.replay_body_bytes;
         match length {

@@ -151,6 +151,12 @@ fn is_plain_words(text: &str) -> bool {
     text.len() <= 20 && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b' ' || b == b'_')
 }
 
+/// A sentence without a word long enough to be a token: what Emporix says of an error reaches the client.
+fn is_sentence(text: &str) -> bool {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    text.len() <= 300 && words.all(|word| word.len() <= 20)
+}
+
 /// Reads an error answer of Emporix.
 #[must_use]
 pub fn read_error(status: u16, retry_after: Option<u64>, body: &[u8]) -> IdentityError {
@@ -181,10 +187,7 @@ pub fn is_expiry_fault(body: &[u8]) -> bool {
 
 fn refusal(status: u16, body: &[u8]) -> Refusal {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let sentence = |value: Option<&Value>| {
-        let text = value?.as_str()?;
-        (text.len() <= 300).then(|| text.to_owned())
-    };
+    let sentence = |value: Option<&Value>| value?.as_str().filter(|text| is_sentence(text)).map(str::to_owned);
     let details = body.get("details").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     Refusal {
         status,
@@ -259,6 +262,20 @@ mod tests {
         ] {
             assert!(matches!(read(&answer), Err(IdentityError::Unreadable(_))), "{answer}");
         }
+    }
+
+    #[test]
+    fn no_token_hides_in_what_emporix_says_of_an_error() {
+        let said = |message: &str| {
+            let body = serde_json::json!({"message": message}).to_string();
+            let IdentityError::Refused(refusal) = read_error(400, None, body.as_bytes()) else { panic!("no refusal") };
+            refusal.message.is_some()
+        };
+        assert!(said("Duplicate account 'john.doe@example.com' for tenant 'acme'."));
+        assert!(!said("token tpYgJPZqddEQ2zwfzNtx79noBP65 bad"));
+        assert!(!said(
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMzg2OTAwMCIsImV4cCI6MX0.c2lnbmF0dXJlLXNpZ25hdHVyZS1zaWduYXR1cmU"
+        ));
     }
 
     #[test]

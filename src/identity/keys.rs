@@ -236,6 +236,34 @@ mod tests {
         assert!(verifier.verify(&token("two")).await.is_ok());
     }
 
+    #[tokio::test]
+    async fn a_set_is_fetched_from_its_address_once_for_many_tokens() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /jwks.json"));
+            let body = json!({"keys": [key("one")]}).to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await.unwrap();
+        });
+        let section =
+            SaasTokenSection { mode: SaasTokenMode::Jwks, jwks_url: Some(url), ..SaasTokenSection::default() };
+        let client = super::super::emporix::client(Duration::from_secs(1)).unwrap();
+        let verifier = Arc::new(SaasVerifier::new(&section, client, Arc::new(ShiftedClock::default())));
+        let mut verdicts = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let verifier = verifier.clone();
+            verdicts.spawn(async move { verifier.verify(&token("one")).await });
+        }
+        assert!(verdicts.join_all().await.iter().all(Result::is_ok));
+        server.await.unwrap();
+    }
+
     #[test]
     fn symmetric_and_encryption_keys_of_a_set_are_not_used() {
         let set = json!({"keys": [

@@ -169,6 +169,9 @@ impl Handle {
     const BYTES: usize = SessionKey::LENGTH + Secret::LENGTH;
     const ENCODED: usize = Self::BYTES / 3 * 4;
 
+    /// Bytes in the longest handle's text.
+    pub const MOST_BYTES: usize = 6 + Self::ENCODED;
+
     /// A fresh handle of `kind` for the session `key`.
     ///
     /// # Errors

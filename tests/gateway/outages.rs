@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::world::{Answer, Customer, World, eventually};
+use crate::world::{Answer, Customer, Redis, SlowPath, World, eventually};
 
 const ME: &str = "GET /customer/acme/me";
 
@@ -188,4 +188,29 @@ async fn logout_on_one_replica_empties_the_others_cache() {
     eventually("the other replica hears of it", async || me(&world, 1, &customer.tokens.access).await.status == 401)
         .await;
     is_over(&me(&world, 1, &customer.visitor.access).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_there_and_says_nothing_is_as_good_as_away_and_heals_by_itself() {
+    let redis = Redis::start().await;
+    let path = SlowPath::start(redis.port).await;
+    let world = World::builder()
+        .set("STORE__KIND", "redis")
+        .set("STORE__REDIS__URL", format!("redis://127.0.0.1:{}", path.port))
+        .set("STORE__SEAL__ACTIVE", "test")
+        .set("STORE__SEAL__KEYS", r#"[{"id": "test", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}]"#)
+        .replicas(2)
+        .start()
+        .await;
+    let customer = world.customer().await;
+    path.hold();
+    world.simulator.forget_calls().await;
+    assert_eq!(promptly(me(&world, 0, &customer.tokens.access)).await.status, 200, "hot");
+    cannot_know(&promptly(me(&world, 1, &customer.tokens.access)).await);
+    cannot_know(&promptly(world.login(&customer.visitor.access, "john.doe@example.com")).await);
+    cannot_know(&promptly(world.ask("GET /customerlogin/auth/anonymous/login?tenant=acme").send()).await);
+    assert_eq!(world.simulator.calls("login").await + world.simulator.calls("anonymous_login").await, 0);
+    path.let_go();
+    eventually("the cold replica knows again", async || me(&world, 1, &customer.tokens.access).await.status == 200)
+        .await;
 }

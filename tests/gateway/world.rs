@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -203,13 +203,14 @@ impl Certificate {
 pub struct Redis {
     process: Mutex<Child>,
     pub port: u16,
+    tls_port: u16,
     folder: tempfile::TempDir,
 }
 
 impl Redis {
     pub async fn start() -> Self {
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
-        let redis = Self { process: Mutex::new(Self::spawn(port, &folder)), port, folder };
+        let redis = Self { process: Mutex::new(Self::spawn(port, &folder)), port, tls_port: 0, folder };
         redis.wait().await;
         redis
     }
@@ -225,11 +226,11 @@ impl Redis {
 
     /// One that speaks TLS beside plain text, and knows one user beside the default one.
     pub async fn start_with_tls(user: &str, password: &str) -> Self {
-        let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+        let (port, tls_port, folder) = (free_port(), free_port(), tempfile::tempdir().unwrap());
         let [certificate, key] = Certificate::new().write(folder.path());
         let process = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .args(["--dir", folder.path().to_str().unwrap(), "--tls-port", &(port + 10_000).to_string()])
+            .args(["--dir", folder.path().to_str().unwrap(), "--tls-port", &tls_port.to_string()])
             .args(["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate])
             .args([
                 "--tls-auth-clients",
@@ -245,14 +246,14 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let redis = Self { process: Mutex::new(process), port, folder };
+        let redis = Self { process: Mutex::new(process), port, tls_port, folder };
         redis.wait().await;
         redis
     }
 
     /// Its TLS address.
     pub fn tls_url(&self) -> String {
-        format!("rediss://localhost:{}", self.port + 10_000)
+        format!("rediss://localhost:{}", self.tls_port)
     }
 
     /// The certificate that its TLS shows.
@@ -353,6 +354,54 @@ pub fn plain_get(address: SocketAddr, path: &str) -> String {
 
 fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).http1_only().build().unwrap()
+}
+
+/// A TCP proxy before a server: it can hold what passes back, as a slow network does.
+pub struct SlowPath {
+    pub port: u16,
+    holding: Arc<AtomicBool>,
+}
+
+impl SlowPath {
+    pub async fn start(server: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let holding = Arc::new(AtomicBool::new(false));
+        let held = holding.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { continue };
+                tokio::spawn(pass(client, server, held.clone()));
+            }
+        });
+        Self { port, holding }
+    }
+
+    /// From now on nothing comes back; connections stay open.
+    pub fn hold(&self) {
+        self.holding.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets everything through again.
+    pub fn let_go(&self) {
+        self.holding.store(false, Ordering::SeqCst);
+    }
+}
+
+async fn pass(client: tokio::net::TcpStream, server: tokio::net::TcpStream, held: Arc<AtomicBool>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+    let mut piece = [0; 16_384];
+    while let Ok(length @ 1..) = from_server.read(&mut piece).await {
+        while held.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if to_client.write_all(&piece[..length]).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// A gateway that runs in this process.
