@@ -370,6 +370,66 @@ mod tests {
     }
 
     #[test]
+    fn every_service_of_the_api_is_named_and_open() {
+        const WITH_TENANT: [&str; 42] = [
+            "ai-rag-indexer",
+            "ai-service",
+            "approval",
+            "availability",
+            "cart",
+            "catalog",
+            "category",
+            "checkout",
+            "configuration",
+            "country",
+            "coupon",
+            "currency",
+            "customer-management",
+            "customer-segment",
+            "fee",
+            "iam",
+            "importtool",
+            "indexing",
+            "invoice",
+            "media",
+            "order-v2",
+            "payment-gateway",
+            "pick-pack",
+            "price",
+            "product",
+            "quote",
+            "return",
+            "reward-points",
+            "schema",
+            "sepa-export",
+            "sequential-id",
+            "session-context",
+            "shipping",
+            "shoppinglist",
+            "site",
+            "tax",
+            "unit-handling",
+            "vendor",
+            "webhook",
+            "customer",
+            "caas-customer",
+            "brand",
+        ];
+        let table = table();
+        for service in WITH_TENANT {
+            let path = match service {
+                "customer" | "caas-customer" => format!("/{service}/acme/me"),
+                "brand" => "/brand/brands".to_owned(),
+                _ => format!("/{service}/acme/things/7"),
+            };
+            let found = table.find("GET", &path);
+            assert!(matches!(found.route, Route::Api(_)), "{path}");
+            assert_eq!(found.tenant, (service != "brand").then_some("acme"), "{path}");
+            assert!(SHIPPED.contains(&format!("\"/{service}/")), "{service} is named in the shipped table");
+        }
+    }
+
+    #[test]
     fn templates_give_the_tenant_and_the_token() {
         let table = table();
         let found = table.find("GET", "/customer/acme/signup/optin/abc-1");

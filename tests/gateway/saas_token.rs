@@ -97,3 +97,32 @@ async fn a_jwt_is_refused_where_the_tenant_does_not_accept_it() {
     let jwt = world.simulator.tokens().await.into_iter().find(|token| token.starts_with("eyJ")).unwrap();
     assert_eq!(world.rights(&jwt).await, "session_ended");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_well_signed_jwt_that_no_login_answered_opens_nothing_whoever_its_subject_is() {
+    let world = exposing().await;
+    let login = world.ask("POST /customer/acme/login").json(&john()).send().await;
+    assert_eq!(login.status, 200);
+    let key = jsonwebtoken::EncodingKey::from_secret(b"simulator-passphrase");
+    for subject in [JOHN, "C0033", "another"] {
+        let claims = json!({"sub": subject, "exp": 4_000_000_000_u64});
+        let jwt = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+        assert_eq!(world.rights(&jwt).await, "session_ended", "{subject}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_logins_that_answer_one_jwt_disable_it_as_a_credential() {
+    let world = exposing().await;
+    let key = jsonwebtoken::EncodingKey::from_secret(b"simulator-passphrase");
+    let claims = json!({"sub": JOHN, "exp": 4_000_000_000_u64});
+    let jwt = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+    world.simulator.set(json!({"saas_token_override": jwt})).await;
+    let login = async || Tokens::of(&world.ask("POST /customer/acme/login").json(&john()).send().await).access;
+    let first = login().await;
+    let second = login().await;
+    assert_eq!(world.rights(&jwt).await, "session_ended", "it would name one of two sessions");
+    for handle in [first, second] {
+        assert_eq!(world.rights(&handle).await, JOHN);
+    }
+}
