@@ -66,18 +66,27 @@ impl Broker {
         alias: &Alias,
         now: Timestamp,
     ) -> Result<SessionKey, GatewayError> {
-        let _turn = self.adoptions.turn(alias).await;
-        if let Some(key) = self.store.resolve(alias).await? {
-            return Ok(key);
+        if let Some(known) = self.known_adoption(alias).await? {
+            return known;
         }
-        if self.adoptions.refused.contains_key(alias) {
-            return Err(GatewayError::SessionEnded);
+        let turn = tokio::time::timeout(self.settings.identity_timeout, self.adoptions.turn(alias)).await;
+        let _turn = turn.map_err(|_| GatewayError::IdentityUnavailable("too many Bearers wait to be adopted"))?;
+        if let Some(known) = self.known_adoption(alias).await? {
+            return known;
         }
         let adopted = self.adopt(tenant, token, alias, now).await;
         if matches!(adopted, Err(GatewayError::SessionEnded)) {
             self.adoptions.refused.insert(alias.clone(), ());
         }
         adopted
+    }
+
+    /// What is known of the Bearer: its session, or that Emporix did not know it a moment ago.
+    async fn known_adoption(&self, alias: &Alias) -> Result<Option<Result<SessionKey, GatewayError>>, GatewayError> {
+        if self.adoptions.refused.contains_key(alias) {
+            return Ok(Some(Err(GatewayError::SessionEnded)));
+        }
+        Ok(self.store.resolve(alias).await?.map(Ok))
     }
 
     async fn adopt(

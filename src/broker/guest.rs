@@ -66,14 +66,8 @@ impl Broker {
         let lives = |ready: &Arc<ReadySession>| {
             !matches!(ready.freshness(Scope::Anonymous, now), Freshness::Expired | Freshness::Dead)
         };
-        let minted = match minting.just_failed(now) {
-            Some(error) => Err(error),
-            None => self.mint_guest(tenant, guest).await,
-        };
-        minted.or_else(|error| {
-            minting.0 = Some((error.clone(), now));
-            current.filter(lives).ok_or(error)
-        })
+        let minted = self.mint_in_turn(tenant, guest, &mut minting).await;
+        minted.or_else(|error| current.filter(lives).ok_or(error))
     }
 
     /// Another guest token than `refused`.
@@ -83,11 +77,26 @@ impl Broker {
         refused: &SessionKey,
     ) -> Result<Arc<ReadySession>, GatewayError> {
         let guest = self.guests.of(tenant)?;
-        let _minting = guest.minting.lock().await;
+        let mut minting = guest.minting.lock().await;
         match guest.current.load_full() {
             Some(ready) if ready.key != *refused => Ok(ready),
-            _ => self.mint_guest(tenant, guest).await,
+            _ => self.mint_in_turn(tenant, guest, &mut minting).await,
         }
+    }
+
+    /// Mints, unless that failed a moment ago.
+    async fn mint_in_turn(
+        &self,
+        tenant: &TenantId,
+        guest: &GuestToken,
+        last_failure: &mut LastFailure,
+    ) -> Result<Arc<ReadySession>, GatewayError> {
+        if let Some(error) = last_failure.just_failed(self.clock.now()) {
+            return Err(error);
+        }
+        let minted = self.mint_guest(tenant, guest).await;
+        last_failure.0 = minted.as_ref().err().map(|error| (error.clone(), self.clock.now()));
+        minted
     }
 
     async fn mint_guest(&self, tenant: &TenantId, guest: &GuestToken) -> Result<Arc<ReadySession>, GatewayError> {

@@ -143,9 +143,9 @@ impl Broker {
         self.store.index(&customer, &visitor.key, limits.absolute).await?;
         self.link_jwt(&visitor, saas, limits.absolute).await?;
         let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
-        let mut before = visitor.clone();
+        let mut replaced: Option<Token> = None;
         let mut apply = |session: &mut Session| {
-            before = session.clone();
+            replaced = session.customer.as_ref().map(|half| half.tokens.access.clone());
             session.upgrade(half.clone(), now, &limits);
             handles.issue(session, Scope::Customer);
             Change::Save
@@ -158,12 +158,12 @@ impl Broker {
         } else {
             self.store.update(&visitor.key, &mut apply).await?.ok_or(GatewayError::SessionEnded)?
         };
-        if let Err(error) = self.honour_epoch(&customer, &session, now).await {
-            self.undo(&session, &before).await;
-            return Err(error);
+        if let Some(replaced) = replaced {
+            self.revoke_behind(session.tenant.clone(), replaced);
         }
-        if let Some(replaced) = before.customer {
-            self.revoke_behind(session.tenant.clone(), replaced.tokens.access);
+        if let Err(error) = self.honour_epoch(&customer, &session, now).await {
+            self.undo(&session, now).await;
+            return Err(error);
         }
         self.metrics.sessions.count(SessionEvent::CustomerSignedIn);
         let mut granted = handles.granted(&session, Scope::Customer, now, &limits);
@@ -173,14 +173,13 @@ impl Broker {
         Ok(granted)
     }
 
-    /// Puts the session back as it was before a sign-in that cannot be answered.
-    async fn undo(&self, session: &Session, before: &Session) {
-        let generation = session.customer_generation;
+    /// Takes a sign-in back that cannot be answered: the visitor's half and cookie stay.
+    async fn undo(&self, session: &Session, signed_in_at: Timestamp) {
         let undone = self.store.update(&session.key, |session| {
-            if session.customer_generation != generation {
+            if session.signed_in_at() != Some(signed_in_at) {
                 return Change::Discard;
             }
-            *session = Session { revision: session.revision, customer_generation: generation + 1, ..before.clone() };
+            session.revert_sign_in(signed_in_at);
             Change::Save
         });
         if let Err(error) = undone.await {

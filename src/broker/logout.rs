@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Broker, Credential, Permit};
+use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::IdentityError;
 use crate::session::{ReadySession, Scope, Session, SessionKey, TenantId, Token};
@@ -35,39 +36,51 @@ impl Broker {
         credential: &Credential,
     ) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
-        let others = self.revoke_all(&customer_of(&ready)?, None).await;
+        let (customer, epoch) = (customer_of(&ready)?, self.clock.now());
+        let others = self.revoke_all(&customer, None, epoch).await;
+        if others.is_err() {
+            self.revoke_all_behind(customer, None, epoch);
+        }
         self.end(&ready).await?;
         others.map_err(|_| GatewayError::LogoutUnconfirmed)
     }
 
-    /// Ends the customer's other sessions, after a change of password; again, until the store takes it.
+    /// Ends the customer's other sessions, after a change of password.
     pub fn end_others_behind(self: &Arc<Self>, permit: &Permit) {
-        const ATTEMPTS: u32 = 60;
-        let Some(customer_id) = permit.customer_id() else { return };
-        let customer = CustomerName::of(permit.tenant().clone(), customer_id);
-        let (broker, key) = (self.clone(), *permit.key());
+        if let Some(customer_id) = permit.customer_id() {
+            let customer = CustomerName::of(permit.tenant().clone(), customer_id);
+            self.revoke_all_behind(customer, Some(*permit.key()), self.clock.now());
+        }
+    }
+
+    /// As [`Broker::revoke_all`], again until the store takes it.
+    fn revoke_all_behind(self: &Arc<Self>, customer: CustomerName, except: Option<SessionKey>, epoch: Timestamp) {
+        const ATTEMPTS: u32 = 600;
+        let broker = self.clone();
         self.runtime.spawn(async move {
             for _ in 0..ATTEMPTS {
-                match broker.revoke_all(&customer, Some(key)).await {
+                match broker.revoke_all(&customer, except, epoch).await {
                     Ok(()) => return,
                     Err(error) => {
-                        tracing::warn!(session = %key, %error, "the customer's other sessions are not ended yet");
+                        tracing::warn!(tenant = %customer.tenant, %error, "a customer's sessions are not ended yet");
                     }
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            tracing::error!(session = %key, "the customer's other sessions could not be ended");
+            tracing::error!(tenant = %customer.tenant, "a customer's sessions could not be ended");
         });
     }
 
-    /// Ends the customer's sessions but `except`. The epoch comes first: it ends the logins that are under way.
+    /// Ends what the customer signed in up to `epoch`, but `except`. The epoch is raised first: it ends the logins that
+    /// are under way.
     async fn revoke_all(
         self: &Arc<Self>,
         customer: &CustomerName,
         except: Option<SessionKey>,
+        epoch: Timestamp,
     ) -> Result<(), GatewayError> {
-        self.store.raise_epoch(customer, self.clock.now(), self.store.limits().absolute).await?;
-        self.end_sessions_of(customer, except).await
+        self.store.raise_epoch(customer, epoch, self.store.limits().absolute).await?;
+        self.end_sessions_of(customer, except, epoch).await
     }
 
     async fn customer_session(
@@ -107,17 +120,17 @@ impl Broker {
         self: &Arc<Self>,
         customer: &CustomerName,
         except: Option<SessionKey>,
+        epoch: Timestamp,
     ) -> Result<(), GatewayError> {
         for key in self.store.customer(customer).await?.keys {
             if Some(key) == except {
                 continue;
             }
             let Some(session) = self.store.load_record(&key).await? else { continue };
-            let still_theirs = session
-                .customer
-                .as_ref()
-                .is_some_and(|half| CustomerName::of(session.tenant.clone(), &half.customer_id) == *customer);
-            if !still_theirs {
+            let meant = session.customer.as_ref().is_some_and(|half| {
+                half.signed_in_at <= epoch && CustomerName::of(session.tenant.clone(), &half.customer_id) == *customer
+            });
+            if !meant {
                 continue;
             }
             self.store.remove(&key).await?;

@@ -37,7 +37,7 @@ use crate::error::GatewayError;
 use crate::identity::IdentityProvider;
 use crate::identity::keys::SaasVerifier;
 use crate::session::{Handle, Scope, SessionKey, SiteContext, TenantId, Token};
-use crate::store::{Invalidation, LayeredStore};
+use crate::store::{Invalidation, LayeredStore, StoreError};
 use crate::telemetry::Metrics;
 use adopt::Adoptions;
 use flights::Flights;
@@ -153,12 +153,15 @@ impl Broker {
         }
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers. One that is full does: it only takes no further session.
     ///
     /// # Errors
     /// When it does not.
     pub async fn ready(&self) -> Result<(), GatewayError> {
-        Ok(self.store.ping().await?)
+        match self.store.ping().await {
+            Ok(()) | Err(StoreError::Full) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Follows what other replicas say; runs until dropped.

@@ -105,10 +105,15 @@ impl Broker {
         let recoveries = orphan.map_or(0, |intent| intent.recoveries + 1);
         let intent = Intent { generation, started_at: now, recoveries };
         let redeem = Redeem { lease, owner, intent, session: &session, refresh: &refresh };
-        match scope {
+        let redeemed = match scope {
             Scope::Anonymous => self.redeem_anonymous(&redeem).await,
             Scope::Customer => self.redeem_customer(&redeem, ask).await,
+        };
+        if let (Some(found), RefreshOutcome::Unavailable) = (orphan, redeemed.outcome) {
+            // Nothing was spent, so the one recovery is still to come. If this is not heard, it is taken for spent.
+            let _ = self.store.declare(lease, owner, &found, self.lease_life()).await;
         }
+        redeemed
     }
 
     async fn redeem_anonymous(self: &Arc<Self>, redeem: &Redeem<'_>) -> Redeemed {

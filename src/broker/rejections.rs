@@ -22,11 +22,10 @@ impl Rejections {
         while recent.front().is_some_and(|at| now.since(*at) >= WINDOW) {
             recent.pop_front();
         }
-        if recent.len() <= ORDINARY {
-            recent.push_back(now);
-        } else if let Some(newest) = recent.back_mut() {
-            *newest = now;
+        if recent.len() > ORDINARY {
+            recent.pop_front();
         }
+        recent.push_back(now);
         recent.len() > ORDINARY
     }
 }
@@ -42,5 +41,13 @@ mod tests {
         assert!((0..ORDINARY).all(|_| !rejections.are_a_burst(at(0))));
         assert!(rejections.are_a_burst(at(1)));
         assert!(!rejections.are_a_burst(at(12)));
+    }
+
+    #[test]
+    fn an_incident_that_goes_on_is_one_incident() {
+        let rejections = Rejections::default();
+        let refusals = (0..3_000).map(|tenth: u64| Timestamp::from_millis(1_000_000 + tenth * 100));
+        let believed = refusals.filter(|at| !rejections.are_a_burst(*at)).count();
+        assert_eq!(believed, ORDINARY);
     }
 }

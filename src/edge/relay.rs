@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
 use tokio::time::Interval;
 
 use super::upload::{Upload, send_piece};
@@ -95,32 +96,50 @@ pub(super) struct Leash<'l> {
     permit: &'l Permit,
     ended: broadcast::Receiver<SessionKey>,
     look: Interval,
-    in_doubt: bool,
+    /// A look at the store that is under way; it outlives the wait that began it.
+    doubt: Option<JoinHandle<bool>>,
 }
 
 impl<'l> Leash<'l> {
     pub(super) fn new(gateway: &'l Gateway, permit: &'l Permit) -> Self {
         const LOOK_EVERY: Duration = Duration::from_secs(5);
         let look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
-        Self { gateway, permit, ended: gateway.broker.ended(), look, in_doubt: false }
+        Self { gateway, permit, ended: gateway.broker.ended(), look, doubt: None }
     }
 
-    /// Waits for the end of the session. A wait that is broken off takes its doubt into the next one.
+    /// Waits for the end of the session.
     async fn pulled(&mut self) {
         loop {
-            if self.in_doubt && !self.gateway.broker.holds(self.permit).await {
-                return;
-            }
-            self.in_doubt = false;
             tokio::select! {
                 heard = self.ended.recv() => match heard {
                     Ok(key) if key == *self.permit.key() => return,
                     Ok(_) => {}
-                    Err(_) => self.in_doubt = true,
+                    Err(_) => self.look(),
                 },
-                _ = self.look.tick() => self.in_doubt = true,
+                _ = self.look.tick() => self.look(),
+                holds = settled(&mut self.doubt) => {
+                    self.doubt = None;
+                    if !holds {
+                        return;
+                    }
+                }
             }
         }
+    }
+
+    fn look(&mut self) {
+        if self.doubt.is_none() {
+            let (broker, permit) = (self.gateway.broker.clone(), self.permit.clone());
+            self.doubt = Some(tokio::spawn(async move { broker.holds(&permit).await }));
+        }
+    }
+}
+
+/// What a look found; what broke off found nothing against the stream.
+async fn settled(doubt: &mut Option<JoinHandle<bool>>) -> bool {
+    match doubt {
+        Some(doubt) => doubt.await.unwrap_or(true),
+        None => pending().await,
     }
 }
 

@@ -153,7 +153,7 @@ fn is_plain_words(text: &str) -> bool {
 
 /// A sentence without a word long enough to be a token: what Emporix says of an error reaches the client.
 fn is_sentence(text: &str) -> bool {
-    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-');
     text.len() <= 300 && words.all(|word| word.len() <= 20)
 }
 
@@ -273,6 +273,7 @@ mod tests {
         };
         assert!(said("Duplicate account 'john.doe@example.com' for tenant 'acme'."));
         assert!(!said("token tpYgJPZqddEQ2zwfzNtx79noBP65 bad"));
+        assert!(!said("token tpYgJPZqddEQ2zwf-ztx79noBP65 bad"));
         assert!(!said(
             "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMzg2OTAwMCIsImV4cCI6MX0.c2lnbmF0dXJlLXNpZ25hdHVyZS1zaWduYXR1cmU"
         ));

@@ -329,6 +329,13 @@ impl Credentials {
         }
     }
 
+    /// Lets the cookies that were to end at `at` live on.
+    pub fn reinstate_cookies(&mut self, at: Timestamp) {
+        for known in self.0.iter_mut().filter(|known| known.kind == HandleKind::Cookie && known.expires_at == at) {
+            known.expires_at = Timestamp::NEVER;
+        }
+    }
+
     /// Forgets every handle of `kind`.
     pub fn forget(&mut self, kind: HandleKind) {
         self.0.retain(|known| known.kind != kind);

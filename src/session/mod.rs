@@ -267,6 +267,12 @@ impl Session {
         self.customer_generation += 1;
     }
 
+    /// Takes the sign-in of `signed_in_at` back: nobody was given its credentials. The cookie that it retired stays.
+    pub fn revert_sign_in(&mut self, signed_in_at: Timestamp) {
+        self.end_customer();
+        self.credentials.reinstate_cookies(signed_in_at.after(Self::REPLACEMENT_GRACE));
+    }
+
     /// Puts renewed customer tokens in place; the `saas_token` is carried over, for a refresh issues none.
     pub fn renew_customer(&mut self, renewed: TokenSet, session_id: Option<String>, legal_entity_id: Option<String>) {
         if let Some(half) = &mut self.customer {
@@ -350,6 +356,18 @@ pub(crate) mod tests {
         assert_eq!(session.credentials.verify(&guest, later), Verified::Valid(Scope::Anonymous));
         assert_eq!(session.credentials.verify(&cookie, NOW), Verified::Valid(Scope::Anonymous));
         assert_eq!(session.credentials.verify(&cookie, later), Verified::Replaced(HandleKind::Cookie));
+    }
+
+    #[test]
+    fn a_sign_in_that_is_taken_back_leaves_the_visitors_cookie() {
+        let mut session = visitor(SessionKey::from_bytes([1; 16]), NOW);
+        let cookie = handle(HandleKind::Cookie, &session);
+        session.credentials.issue(&cookie, Scope::Anonymous);
+        session.upgrade(customer_half(NOW), NOW, &LIMITS);
+        session.revert_sign_in(NOW);
+        let later = NOW.after(Duration::from_secs(3_600));
+        assert_eq!(session.credentials.verify(&cookie, later), Verified::Valid(Scope::Anonymous));
+        assert!(session.customer.is_none());
     }
 
     #[test]

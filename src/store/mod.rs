@@ -208,6 +208,6 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Whether other replicas' invalidations are being heard.
     fn hears_invalidations(&self) -> bool;
 
-    /// Whether it answers.
+    /// Whether it answers, and takes a further session.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -284,3 +284,20 @@ async fn a_guest_token_is_served_while_it_lives_whatever_befalls_the_endpoint_th
     world.clock.advance(Duration::from_secs(600));
     assert_eq!(world.ask(products).send().await.code(), "identity_unavailable");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_emporix_cannot_serve_is_none_and_logs_nobody_out() {
+    let world = World::new().await;
+    let customer = short_lived(&world).await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "reset", "times": 1})).await;
+    expires(&world).await;
+    assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 503, "the answer is lost");
+    world.simulator.fault(json!({"operation": "refresh", "mode": "status", "status": 503})).await;
+    eventually("recoveries are tried and not served", async || {
+        assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 503);
+        world.simulator.calls("refresh").await >= 3
+    })
+    .await;
+    world.simulator.heal().await;
+    eventually("the recovery renews", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+}
