@@ -127,7 +127,14 @@ impl App {
             TcpListener::bind(address)
                 .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
         }
-        let conf = ServerConf { threads: self.threads, work_stealing: self.work_stealing, ..ServerConf::default() };
+        let conf = ServerConf {
+            threads: self.threads,
+            work_stealing: self.work_stealing,
+            // The requests under way are waited for before the server is told to stop.
+            grace_period_seconds: Some(0),
+            graceful_shutdown_timeout_seconds: Some(1),
+            ..ServerConf::default()
+        };
         let mut server = Server::new_with_opt_and_conf(None, conf);
         server.bootstrap();
         let mut public = Service::new("public".to_owned(), self.gateway.listener());
@@ -277,7 +284,8 @@ impl ShutdownSignalWatch for Shutdown {
             // What is still under way after the bound is cut off.
             let _ = tokio::time::timeout(self.drain_timeout, self.idle()).await;
         }
-        ShutdownSignal::FastShutdown
+        // Tells the listeners to stop. Without, one whose runtime is gone before its own would try to accept for ever.
+        ShutdownSignal::GracefulTerminate
     }
 }
 
