@@ -14,7 +14,7 @@ use crate::error::GatewayError;
 /// Tells how a request's site relates to ours (W3C Fetch Metadata).
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// Request headers of FACTS 2 and our own, as browsers may send them across origins.
+/// Request headers of the Emporix API and our own, as browsers may send them across origins.
 const ALLOWED_HEADERS: &str = "authorization, content-type, accept-language, content-language, emporix-tenant, \
                                saas-token, session-id, x-version, x-total-count, x-emporix-gateway";
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
