@@ -47,7 +47,6 @@ pub enum StartError {
 pub struct App {
     gateway: Arc<Gateway>,
     admin: Admin,
-    metrics: Arc<Metrics>,
     public: SocketAddr,
     admin_address: SocketAddr,
     tls: Option<TlsSection>,
@@ -84,7 +83,7 @@ impl App {
         }
         runtime.block_on(gateway.resolve());
         let draining = Arc::new(AtomicBool::new(false));
-        let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone());
+        let admin = Admin::new(broker.clone(), metrics, draining.clone());
         runtime.spawn(async move { broker.listen().await });
         runtime.spawn({
             let gateway = gateway.clone();
@@ -93,7 +92,6 @@ impl App {
         Ok(Self {
             gateway,
             admin,
-            metrics,
             public: config.listen.public,
             admin_address: config.admin.listen,
             tls: config.listen.tls.clone(),
@@ -110,12 +108,6 @@ impl App {
     #[must_use]
     pub fn stopper(&self) -> Arc<Notify> {
         self.stop.clone()
-    }
-
-    /// The gateway's metrics.
-    #[must_use]
-    pub fn metrics(&self) -> Arc<Metrics> {
-        self.metrics.clone()
     }
 
     /// Runs until told to stop, and until the requests under way have ended. Blocks: call it outside any runtime.

@@ -197,11 +197,7 @@ impl Metrics {
             r.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let build = Opts::new("gateway_build_info", "1, labelled with the build.")
-            .const_label("version", env!("CARGO_PKG_VERSION"));
-        let build = IntGauge::with_opts(build)?;
-        build.set(1);
-        r.register(Box::new(build))?;
+        register_build_info(&r)?;
         Ok(Self {
             requests: CounterGrid::register(
                 &r,
@@ -263,6 +259,14 @@ impl Metrics {
         }
         text
     }
+}
+
+fn register_build_info(registry: &Registry) -> prometheus::Result<()> {
+    let build = Opts::new("gateway_build_info", "1, labelled with the build.")
+        .const_label("version", env!("CARGO_PKG_VERSION"));
+    let build = IntGauge::with_opts(build)?;
+    build.set(1);
+    registry.register(Box::new(build))
 }
 
 /// Starts logging to `writer`. Libraries that may log a URL or a header are held at levels that do not.

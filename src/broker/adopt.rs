@@ -66,13 +66,13 @@ impl Broker {
         alias: &Alias,
         now: Timestamp,
     ) -> Result<SessionKey, GatewayError> {
-        if let Some(known) = self.known_adoption(alias).await? {
-            return known;
+        if let Some(key) = self.known_adoption(alias).await? {
+            return Ok(key);
         }
         let turn = tokio::time::timeout(self.settings.identity_timeout, self.adoptions.turn(alias)).await;
         let _turn = turn.map_err(|_| GatewayError::IdentityUnavailable("too many Bearers wait to be adopted"))?;
-        if let Some(known) = self.known_adoption(alias).await? {
-            return known;
+        if let Some(key) = self.known_adoption(alias).await? {
+            return Ok(key);
         }
         let adopted = self.adopt(tenant, token, alias, now).await;
         if matches!(adopted, Err(GatewayError::SessionEnded)) {
@@ -81,12 +81,12 @@ impl Broker {
         adopted
     }
 
-    /// What is known of the Bearer: its session, or that Emporix did not know it a moment ago.
-    async fn known_adoption(&self, alias: &Alias) -> Result<Option<Result<SessionKey, GatewayError>>, GatewayError> {
+    /// The session of a Bearer that was adopted before; an error when Emporix did not know it a moment ago.
+    async fn known_adoption(&self, alias: &Alias) -> Result<Option<SessionKey>, GatewayError> {
         if self.adoptions.refused.contains_key(alias) {
-            return Ok(Some(Err(GatewayError::SessionEnded)));
+            return Err(GatewayError::SessionEnded);
         }
-        Ok(self.store.resolve(alias).await?.map(Ok))
+        Ok(self.store.resolve(alias).await?)
     }
 
     async fn adopt(

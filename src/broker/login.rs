@@ -7,11 +7,11 @@ use super::granted::NewHandles;
 use super::{Broker, Credential, Granted, Tenant};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
-use crate::identity::{Grant, IdentityError, Issued, LoginFlow};
+use crate::identity::{Grant, IdentityError, Issued};
 use crate::session::{CustomerHalf, Scope, Session, TenantId, Token, Transport, saas_token};
 use crate::store::layered::Change;
 use crate::store::{Alias, Collision, CustomerName};
-use crate::telemetry::{Flow, LoginOutcome, SessionEvent};
+use crate::telemetry::{LoginOutcome, SessionEvent};
 
 /// How a login is to be answered.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Broker {
         grant: Grant,
         options: LoginOptions,
     ) -> Result<Granted, GatewayError> {
-        let flow = flow(grant.flow());
+        let flow = grant.flow();
         let result = self.sign_in(tenant, credential, grant, options).await;
         self.metrics.logins.count(
             flow,
@@ -218,13 +218,4 @@ fn of_this_visit(grant: Grant, visitor: &Session) -> Result<Grant, GatewayError>
         return Err(GatewayError::BadRequest("session-id names another visit"));
     }
     Ok(Grant::Social { code, redirect_uri, code_verifier, state, session_id: own.map(str::to_owned) })
-}
-
-const fn flow(flow: LoginFlow) -> Flow {
-    match flow {
-        LoginFlow::Password => Flow::Password,
-        LoginFlow::Social => Flow::Social,
-        LoginFlow::Exchange => Flow::Exchange,
-        LoginFlow::OptIn => Flow::OptIn,
-    }
 }

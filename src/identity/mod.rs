@@ -11,6 +11,7 @@ use serde::Serialize;
 pub use answer::{Fields, Issued, NumberForm};
 
 use crate::session::{SiteContext, TenantId, Token};
+use crate::telemetry::Flow;
 use zeroize::Zeroizing;
 
 /// What a customer offers in exchange for tokens.
@@ -52,24 +53,14 @@ pub enum Grant {
 impl Grant {
     /// The flow's name in metrics.
     #[must_use]
-    pub const fn flow(&self) -> LoginFlow {
+    pub const fn flow(&self) -> Flow {
         match self {
-            Self::Password { .. } => LoginFlow::Password,
-            Self::Social { .. } => LoginFlow::Social,
-            Self::Exchange { .. } => LoginFlow::Exchange,
-            Self::OptIn { .. } => LoginFlow::OptIn,
+            Self::Password { .. } => Flow::Password,
+            Self::Social { .. } => Flow::Social,
+            Self::Exchange { .. } => Flow::Exchange,
+            Self::OptIn { .. } => Flow::OptIn,
         }
     }
-}
-
-/// The ways to sign in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "they are the variants of Grant")]
-pub enum LoginFlow {
-    Password,
-    Social,
-    Exchange,
-    OptIn,
 }
 
 /// What Emporix says of a customer's access token.
