@@ -74,7 +74,7 @@ impl App {
             .build()
             .map_err(|error| StartError::Unavailable(format!("no threads can be started: {error}")))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
-        let store = store(config, &clock, &runtime)?;
+        let store = store(config, &clock, &metrics, &runtime)?;
         let broker = broker(config, store, &clock, &metrics, &runtime)?;
         let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
         let gateway = Arc::new(gateway);
@@ -165,13 +165,18 @@ pub fn check(config: &Config) -> Result<(), String> {
     }
 }
 
-fn store(config: &Config, clock: &Arc<dyn Clock>, runtime: &Runtime) -> Result<Arc<dyn SessionStore>, StartError> {
+fn store(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+    runtime: &Runtime,
+) -> Result<Arc<dyn SessionStore>, StartError> {
     match config.store.kind {
         StoreKind::Memory => Ok(Arc::new(MemoryStore::new(clock.clone(), config.store.memory.max_sessions))),
         StoreKind::Redis => {
             let keyring = Keyring::new(&config.store.seal)
                 .ok_or_else(|| StartError::Config("store.seal: the keys cannot be used".to_owned()))?;
-            let store = RedisStore::new(&config.store.redis, keyring, clock.clone())
+            let store = RedisStore::new(&config.store.redis, keyring, clock.clone(), metrics.clone())
                 .map_err(|error| StartError::Config(format!("store.redis: {error}")))?;
             let store = Arc::new(store);
             let tended = store.clone();

@@ -91,6 +91,17 @@ labels! {
         AnonymousReused = "anonymous_reused", RefreshNotDue = "refresh_not_due", RefreshJoined = "refresh_joined",
         GuestShared = "guest_shared",
     }
+    /// What a breaker stands in front of.
+    Dependency {
+        Store = "store", AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
+        Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+    }
+    /// What a breaker did.
+    BreakerEvent { Opened = "opened", Closed = "closed", Refused = "refused" }
+    /// Whether a replica of Redis had a write in time.
+    Replication { Acknowledged = "acknowledged", Late = "late" }
+    /// How a replica came to know that a session ended elsewhere.
+    RevocationPath { Message = "message", Revalidation = "revalidation" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
 }
@@ -175,6 +186,12 @@ pub struct Metrics {
     pub emporix_seconds: Timers<EmporixCall>,
     /// Calls that were not needed.
     pub emporix_saved: Counters<Saved>,
+    /// What the breakers did.
+    pub breakers: CounterGrid<Dependency, BreakerEvent>,
+    /// Writes that waited for a replica of Redis.
+    pub replication: Counters<Replication>,
+    /// From the end of a session elsewhere until it is refused here.
+    pub revocation_seconds: Timers<RevocationPath>,
     /// Requests refused for their rate.
     pub rate_limited: Counters<Limited>,
     /// Event streams and WebSockets that are open.
@@ -236,6 +253,24 @@ impl Metrics {
                 "gateway_emporix_calls_saved_total",
                 "Token calls that were not needed.",
                 "reason",
+            )?,
+            breakers: CounterGrid::register(
+                &r,
+                "gateway_breaker_events_total",
+                "What the breakers in front of Redis and Emporix' token endpoints did.",
+                ["dependency", "event"],
+            )?,
+            replication: Counters::register(
+                &r,
+                "gateway_store_replication_total",
+                "Writes that waited for a replica of Redis.",
+                "outcome",
+            )?,
+            revocation_seconds: Timers::register(
+                &r,
+                "gateway_revocation_seconds",
+                "From the end of a session elsewhere until it is refused here.",
+                "path",
             )?,
             rate_limited: Counters::register(
                 &r,

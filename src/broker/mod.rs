@@ -165,7 +165,7 @@ impl Broker {
     }
 
     /// Follows what other replicas say; runs until dropped.
-    pub async fn listen(&self) {
+    pub async fn listen(self: Arc<Self>) {
         let mut invalidations = self.store.invalidations();
         loop {
             let heard = match invalidations.recv().await {
@@ -174,8 +174,11 @@ impl Broker {
                 Err(RecvError::Closed) => return,
             };
             self.store.hear(heard);
-            if let Invalidation::Ended(key) = heard {
-                self.announce_end(key);
+            match heard {
+                Invalidation::Ended(key, _) => self.announce_end(key),
+                // The store was away, and may be another one now.
+                Invalidation::Everything => self.reassert_ends_behind(),
+                Invalidation::Replaced(_) => {}
             }
         }
     }
@@ -183,6 +186,11 @@ impl Broker {
     /// Tells the metrics how much the hot cache holds.
     pub fn report_size(&self) {
         self.store.report_size();
+    }
+
+    fn reassert_ends_behind(self: &Arc<Self>) {
+        let broker = self.clone();
+        self.runtime.spawn(async move { broker.store.reassert_ends().await });
     }
 
     fn announce_end(&self, key: SessionKey) {

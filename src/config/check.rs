@@ -8,7 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::Config;
 use super::sections::{
-    CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, SealSection, StoreKind, TenantSection,
+    CookieSection, ForeignBearerMode, RedisSection, RedisTopology, SaasAlgorithm, SaasTokenMode, SameSite, SealSection,
+    StoreKind, TenantSection,
 };
 
 /// Every contradiction, as key and message.
@@ -47,13 +48,7 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     }
     check_cookie(config, &config.cookie, &mut fault);
     if config.store.kind == StoreKind::Redis {
-        match &config.store.redis.url {
-            None => fault("store.redis.url", "needed by store.kind: redis"),
-            Some(url) if !["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme)) => {
-                fault("store.redis.url", "expected redis:// or rediss://");
-            }
-            Some(_) => {}
-        }
+        check_redis(&config.store.redis, &mut fault);
         check_seal(&config.store.seal, &mut fault);
     }
     for (tenant, section) in &config.tenants {
@@ -75,6 +70,30 @@ fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(
     }
     if cookie.insecure_loopback && cookie.same_site == SameSite::None {
         fault("cookie.same_site", "`none` needs a Secure cookie: browsers drop it otherwise");
+    }
+}
+
+fn check_redis(redis: &RedisSection, fault: &mut impl FnMut(&str, &str)) {
+    let is_address = |url: &str| ["redis://", "rediss://"].iter().any(|scheme| url.starts_with(scheme));
+    match (redis.topology, &redis.url) {
+        (RedisTopology::Standalone, None) => fault("store.redis.url", "needed by store.kind: redis"),
+        (RedisTopology::Standalone, Some(url)) if !is_address(url.expose()) => {
+            fault("store.redis.url", "expected redis:// or rediss://");
+        }
+        (RedisTopology::Standalone, Some(_)) => {}
+        (RedisTopology::Sentinel | RedisTopology::Cluster, _) if redis.nodes.is_empty() => {
+            fault("store.redis.nodes", "needed by this topology");
+        }
+        (RedisTopology::Sentinel, _) if redis.sentinel.service.is_empty() => {
+            fault("store.redis.sentinel.service", "needed by store.redis.topology: sentinel");
+        }
+        _ => {}
+    }
+    let schemes: Vec<_> = redis.nodes.iter().map(|node| node.split_once("://").map(|(scheme, _)| scheme)).collect();
+    if redis.nodes.iter().any(|node| !is_address(node) || node.contains('@')) {
+        fault("store.redis.nodes", "expected redis:// or rediss:// addresses without credentials");
+    } else if schemes.windows(2).any(|pair| pair[0] != pair[1]) {
+        fault("store.redis.nodes", "expected either redis:// or rediss://, not both");
     }
 }
 

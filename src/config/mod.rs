@@ -25,8 +25,13 @@ use tree::{Origin, Tree};
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
 
 /// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 4] =
-    ["tenants.*.saas_token.secret", "store.redis.url", "store.redis.password", "store.seal.keys.*.secret"];
+const SECRET_PATHS: [&str; 5] = [
+    "tenants.*.saas_token.secret",
+    "store.redis.url",
+    "store.redis.password",
+    "store.redis.sentinel.password",
+    "store.seal.keys.*.secret",
+];
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +254,7 @@ mod tests {
             ("store:".into(), 1),
             ("store:\n  memory:".into(), 2),
             ("store:\n  redis:".into(), 2),
+            ("store:\n  redis:\n    sentinel:".into(), 3),
             ("store:\n  seal:".into(), 2),
             ("hot_cache:".into(), 1),
             ("limits:".into(), 1),

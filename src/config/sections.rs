@@ -409,8 +409,14 @@ impl Default for MemorySection {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisSection {
-    /// `redis://` or `rediss://` address; or `url_file`.
+    /// How Redis is deployed.
+    pub topology: RedisTopology,
+    /// `redis://` or `rediss://` address of the one server of `standalone`; or `url_file`.
     pub url: Option<Secret>,
+    /// Addresses, without credentials, of the Sentinels of `sentinel` or of some nodes of `cluster`.
+    pub nodes: Vec<String>,
+    /// What Sentinel is asked, and how.
+    pub sentinel: SentinelSection,
     /// ACL user, where the address names none.
     pub username: Option<String>,
     /// Its password; or `password_file`.
@@ -423,19 +429,52 @@ pub struct RedisSection {
     /// Bound on one command.
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
+    /// How long a session, its end or the intent to renew it waits for a replica of Redis to have it too, where there
+    /// is one; not at all when 0.
+    #[serde(with = "humantime_serde")]
+    pub replica_timeout: Duration,
 }
 
 impl Default for RedisSection {
     fn default() -> Self {
         Self {
+            topology: RedisTopology::default(),
             url: None,
+            nodes: Vec::new(),
+            sentinel: SentinelSection::default(),
             username: None,
             password: None,
             ca_file: None,
             connect_timeout: Duration::from_secs(1),
             response_timeout: Duration::from_millis(200),
+            replica_timeout: Duration::from_millis(100),
         }
     }
+}
+
+/// How Redis is deployed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedisTopology {
+    /// One server, or one name that always leads to the primary.
+    #[default]
+    Standalone,
+    /// The primary that Sentinel names.
+    Sentinel,
+    /// A cluster.
+    Cluster,
+}
+
+/// What Sentinel is asked, and how.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SentinelSection {
+    /// The name under which Sentinel watches the primary.
+    pub service: String,
+    /// ACL user of the Sentinels themselves.
+    pub username: Option<String>,
+    /// Its password; or `password_file`.
+    pub password: Option<Secret>,
 }
 
 /// Keys that seal records.

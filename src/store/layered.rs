@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use moka::sync::Cache;
 
 use super::hot_cache::HotCache;
+use super::loads::Loads;
 use super::{
     Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
     SessionStore, Settled, StoreError,
@@ -14,10 +15,13 @@ use super::{
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
 use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
-use crate::telemetry::{CacheOutcome, Metrics, StoreOperation, StoreOutcome};
+use crate::telemetry::{CacheOutcome, Metrics, RevocationPath, StoreOperation, StoreOutcome};
 
 /// How long a tombstone stands: longer than any write that was under way can last.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// How far back a failover may forget what was written.
+const LOST_BY_FAILOVER: Duration = Duration::from_secs(600);
 
 /// Attempts at applying one change over conflicting writes of others.
 const MOST_CONFLICTS: usize = 8;
@@ -27,8 +31,9 @@ pub struct LayeredStore {
     store: Arc<dyn SessionStore>,
     hot: HotCache,
     aliases: Cache<Alias, (SessionKey, Timestamp)>,
-    /// Sessions whose end the store has not confirmed: refused here meanwhile.
-    refused: Cache<SessionKey, ()>,
+    /// Sessions that are known here to have ended: refused whatever the store says, for it may have lost their end.
+    ended: Cache<SessionKey, Timestamp>,
+    loads: Loads,
     freshness: HotCacheSection,
     limits: LifeLimits,
     clock: Arc<dyn Clock>,
@@ -56,8 +61,8 @@ impl LayeredStore {
     ) -> Self {
         let hot = HotCache::new(freshness.max_bytes, freshness.hot_grace.max(freshness.revalidate_after));
         let aliases = Cache::builder().max_capacity(100_000).time_to_live(freshness.revalidate_after).build();
-        let refused = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).build();
-        Self { store, hot, aliases, refused, freshness, limits, clock, metrics }
+        let ended = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).build();
+        Self { store, hot, aliases, ended, loads: Loads::default(), freshness, limits, clock, metrics }
     }
 
     /// The session if the hot cache holds it and need not ask: the hot path.
@@ -81,10 +86,14 @@ impl LayeredStore {
             return Ok(Some(ready));
         }
         let stale = self.hot.get(key);
-        match self.reload(key).await {
+        match self.loads.join(key, || self.reload(key)).await {
             Ok(found) => {
                 let outcome = if stale.is_some() { CacheOutcome::Revalidated } else { CacheOutcome::Miss };
                 self.metrics.hot_cache.count(outcome);
+                if let (Some(stale), None) = (&stale, &found) {
+                    let unnoticed = now.since(stale.verified_at);
+                    self.metrics.revocation_seconds.record(RevocationPath::Revalidation, unnoticed);
+                }
                 Ok(found)
             }
             Err(error) => match stale {
@@ -117,11 +126,12 @@ impl LayeredStore {
     /// # Errors
     /// When the store cannot tell.
     pub async fn load_record(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
-        if self.refused.contains_key(key) {
+        if self.ended.contains_key(key) {
             return Ok(None);
         }
         let loaded = self.timed(StoreOperation::Load, self.store.load(key)).await?;
-        Ok(loaded.filter(|session| self.clock.now() < session.expires_at(&self.limits)))
+        let ended_meanwhile = self.ended.contains_key(key);
+        Ok(loaded.filter(|session| !ended_meanwhile && self.clock.now() < session.expires_at(&self.limits)))
     }
 
     /// Stores a new session.
@@ -181,19 +191,41 @@ impl LayeredStore {
     /// # Errors
     /// When the store cannot be told.
     pub async fn remove(&self, key: &SessionKey) -> Result<(), StoreError> {
-        self.refused.insert(*key, ());
+        self.ended.insert(*key, self.clock.now());
         self.hot.forget(key);
-        self.timed(StoreOperation::Remove, self.store.remove(key, TOMBSTONE_LIFE)).await?;
-        self.refused.invalidate(key);
-        self.hot.forget(key);
-        Ok(())
+        self.timed(StoreOperation::Remove, self.store.remove(key, TOMBSTONE_LIFE)).await
     }
 
     /// Does what another replica's message asks.
     pub fn hear(&self, invalidation: Invalidation) {
         match invalidation {
-            Invalidation::Replaced(key) | Invalidation::Ended(key) => self.hot.forget(&key),
+            Invalidation::Replaced(key) => self.hot.forget(&key),
+            Invalidation::Ended(key, at) => {
+                self.ended.insert(key, self.clock.now());
+                self.hot.forget(&key);
+                self.metrics.revocation_seconds.record(RevocationPath::Message, self.clock.now().since(at));
+            }
             Invalidation::Everything => self.hot.forget_all(),
+        }
+    }
+
+    /// Ends again what ended of late and is there all the same: a failover loses writes. Gives up at the first fault of
+    /// the store, for then there will be another occasion.
+    pub async fn reassert_ends(&self) {
+        let now = self.clock.now();
+        let of_late = self.ended.iter().filter(|(_, at)| now.since(*at) < LOST_BY_FAILOVER);
+        let ended: Vec<SessionKey> = of_late.map(|(key, _)| *key).collect();
+        for key in ended {
+            match self.store.load(&key).await {
+                Ok(None) => {}
+                Ok(Some(_)) | Err(StoreError::Unreadable(_)) => {
+                    tracing::warn!("a session that had ended was back in the store; it is ended again");
+                    if self.remove(&key).await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod hot_cache;
 pub mod layered;
+mod loads;
 pub mod memory;
 pub mod redis;
 pub mod seal;
@@ -48,8 +49,8 @@ pub enum Saved {
 pub enum Invalidation {
     /// The record was written.
     Replaced(SessionKey),
-    /// The session ended.
-    Ended(SessionKey),
+    /// The session ended, at this instant by the clock of the replica that ended it.
+    Ended(SessionKey, Timestamp),
     /// Messages may have been missed: anything may have changed.
     Everything,
 }

@@ -1,19 +1,18 @@
 //! Sessions in Redis: sealed records, every key with an end, every change one script.
 //! Waits are bounded; a Redis that is away or slow is an error within the response timeout, never an absence.
 
+mod deployment;
+mod durable;
+mod hearing;
+mod keeper;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    Client, ErrorKind, FromRedisValue, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, Script,
-    TlsCertificates, Value,
-};
-use tokio::sync::broadcast;
+use redis::{Cmd, FromRedisValue, Script};
+use tokio::sync::{Semaphore, broadcast};
+use tokio::time::timeout;
 
 use super::seal::{Keyring, REVISION_LENGTH};
 use super::{
@@ -23,29 +22,34 @@ use super::{
 use crate::clock::{Clock, Timestamp};
 use crate::config::RedisSection;
 use crate::session::{Scope, Session, SessionKey};
-
-/// Where replicas tell each other what changed.
-const CHANNEL: &str = "eg:invalidations";
+use crate::telemetry::Metrics;
+use deployment::{Deployment, Timeouts};
+use durable::DurableLines;
+use hearing::{CHANNEL, Hearing};
+use keeper::{Keeper, unavailable};
 
 /// Intents outlive their leases: the next holder has to find them, however late it comes.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
 
+/// Commands that may wait for their answers at once; what comes on top is refused.
+const MOST_WAITING: usize = 16_384;
+
 /// The Redis store.
 pub struct RedisStore {
-    client: Client,
-    connection: ArcSwapOption<ConnectionManager>,
+    keeper: Keeper,
+    hearing: Arc<Hearing>,
+    durable: DurableLines,
+    waiting: Semaphore,
+    timeouts: Timeouts,
     keyring: Keyring,
     scripts: Scripts,
-    timeouts: (Duration, Duration),
-    replica: [u8; 16],
-    hearing: Arc<AtomicBool>,
-    invalidations: broadcast::Sender<Invalidation>,
     clock: Arc<dyn Clock>,
 }
 
 struct Scripts {
     save: Script,
     remove: Script,
+    reseal: Script,
     acquire: Script,
     declare: Script,
     release: Script,
@@ -59,6 +63,7 @@ impl Scripts {
         Self {
             save: Script::new(include_str!("scripts/save.lua")),
             remove: Script::new(include_str!("scripts/remove.lua")),
+            reseal: Script::new(include_str!("scripts/reseal.lua")),
             acquire: Script::new(include_str!("scripts/acquire.lua")),
             declare: Script::new(include_str!("scripts/declare.lua")),
             release: Script::new(include_str!("scripts/release.lua")),
@@ -70,182 +75,88 @@ impl Scripts {
 }
 
 impl RedisStore {
-    /// A store at the address of `section`; connects when first asked.
+    /// A store in the Redis of `section`; connects once it is tended.
     ///
     /// # Errors
-    /// When the address or the certificates cannot be used.
-    pub fn new(section: &RedisSection, keyring: Keyring, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let (invalidations, _) = broadcast::channel(4096);
-        let mut replica = [0; 16];
-        getrandom::fill(&mut replica).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    /// When the addresses or the certificates cannot be used.
+    pub fn new(
+        section: &RedisSection,
+        keyring: Keyring,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let deployment = Deployment::new(section).map_err(|error| unavailable(&error))?;
+        let timeouts = Timeouts { connect: section.connect_timeout, response: section.response_timeout };
+        let hearing = Arc::new(Hearing::new()?);
         Ok(Self {
-            client: client(section)?,
-            connection: ArcSwapOption::empty(),
+            keeper: Keeper::new(deployment, timeouts, hearing.clone(), metrics.clone()),
+            hearing,
+            durable: DurableLines::new(section.replica_timeout, metrics),
+            waiting: Semaphore::new(MOST_WAITING),
+            timeouts,
             keyring,
             scripts: Scripts::new(),
-            timeouts: (section.connect_timeout, section.response_timeout),
-            replica,
-            hearing: Arc::new(AtomicBool::new(false)),
-            invalidations,
             clock,
         })
     }
 
     /// Keeps the connection alive and the subscription standing; runs until dropped.
     pub async fn tend(&self) {
-        loop {
-            let subscribed = self.hearing.load(Ordering::Acquire);
-            let result = if subscribed { self.ping().await } else { self.subscribe().await };
-            if let Err(error) = result {
-                self.hearing.store(false, Ordering::Release);
-                tracing::warn!(%error, "the session store does not answer");
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        tokio::join!(self.keeper.tend(), self.durable.tend(&self.keeper));
     }
 
-    async fn subscribe(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection()?;
-        let subscribed = tokio::time::timeout(self.timeouts.0, connection.subscribe(CHANNEL)).await;
-        self.judge(subscribed)
-    }
-
-    fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        if let Some(connection) = &*self.connection.load() {
-            return Ok(ConnectionManager::clone(connection));
-        }
-        let (connect, response) = self.timeouts;
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_millis(500))
-            .set_connection_timeout(Some(connect))
-            .set_response_timeout(Some(response))
-            .set_push_sender(Listener {
-                replica: self.replica,
-                hearing: self.hearing.clone(),
-                invalidations: self.invalidations.clone(),
-            })
-            .set_automatic_resubscription();
-        let manager =
-            ConnectionManager::new_lazy_with_config(self.client.clone(), config).map_err(|e| unavailable(&e))?;
-        self.connection.store(Some(Arc::new(manager.clone())));
-        Ok(manager)
-    }
-
+    /// Runs a script and waits for its answer.
     async fn invoke<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<T, StoreError> {
-        let mut connection = self.connection()?;
+        let _place = self.place()?;
+        let mut used = self.keeper.line().await?;
         let mut invocation = script.prepare_invoke();
-        for key in keys {
+        keys.iter().for_each(|key| {
             invocation.key(*key);
-        }
-        for argument in arguments {
+        });
+        arguments.iter().for_each(|argument| {
             invocation.arg(*argument);
+        });
+        let answer = timeout(self.timeouts.response, invocation.invoke_async(&mut used.line)).await;
+        self.keeper.judge(&used, answer)
+    }
+
+    /// Runs a script whose effect must outlive the primary: where there is a replica, it has it too.
+    async fn invoke_durably<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<T, StoreError> {
+        if !self.durable.has_replicas() {
+            return self.invoke(script, keys, arguments).await;
         }
-        self.judge(tokio::time::timeout(self.timeouts.1, invocation.invoke_async(&mut connection)).await)
+        let _place = self.place()?;
+        self.durable.invoke(&self.keeper, self.timeouts, script, keys, arguments).await
     }
 
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut connection = self.connection()?;
-        let get = redis::Cmd::get(key);
-        self.judge(tokio::time::timeout(self.timeouts.1, get.query_async(&mut connection)).await)
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let _place = self.place()?;
+        let mut used = self.keeper.line().await?;
+        let answer = timeout(self.timeouts.response, command.query_async(&mut used.line)).await;
+        self.keeper.judge(&used, answer)
     }
 
-    /// Errors that a connection manager keeps for ever, or that only a new connection can end, drop the connection.
-    fn judge<T>(&self, result: Result<Result<T, RedisError>, tokio::time::error::Elapsed>) -> Result<T, StoreError> {
-        match result {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                let ours = matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse);
-                if !error.is_io_error() && !ours {
-                    self.connection.store(None);
-                    self.hearing.store(false, Ordering::Release);
-                }
-                Err(unavailable(&error))
-            }
-            Err(_) => Err(StoreError::Unavailable("no answer in time".to_owned())),
-        }
+    /// A place among those that wait for an answer.
+    fn place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
+        self.waiting.try_acquire().map_err(|_| StoreError::Unavailable("too many are waiting".to_owned()))
     }
 
-    fn message(&self, kind: u8, key: &SessionKey) -> Vec<u8> {
-        [&self.replica[..], &[kind], key.as_bytes()].concat()
-    }
-}
-
-fn client(section: &RedisSection) -> Result<Client, StoreError> {
-    let url = section.url.as_ref().map(|url| url.expose().to_owned()).unwrap_or_default();
-    let info = url.into_connection_info().map_err(|error| unavailable(&error))?;
-    let mut settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    if let Some(username) = &section.username {
-        settings = settings.set_username(username.as_str());
-    }
-    if let Some(password) = &section.password {
-        settings = settings.set_password(password.expose());
-    }
-    let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    let opened = match &section.ca_file {
-        None => Client::open(info),
-        Some(file) => {
-            let root_cert = std::fs::read(file).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-            Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
-        }
-    };
-    opened.map_err(|error| unavailable(&error))
-}
-
-/// Says the kind and code of an error, not its detail: that may quote what was sent.
-fn unavailable(error: &RedisError) -> StoreError {
-    let code = error.code().map(|code| format!(" ({code})")).unwrap_or_default();
-    let timeout = if error.is_timeout() { ", no answer in time" } else { "" };
-    StoreError::Unavailable(format!("{:?}{code}{timeout}", error.kind()))
-}
-
-/// Turns what Redis pushes into invalidations. Our own messages say nothing new.
-struct Listener {
-    replica: [u8; 16],
-    hearing: Arc<AtomicBool>,
-    invalidations: broadcast::Sender<Invalidation>,
-}
-
-impl redis::aio::AsyncPushSender for Listener {
-    fn send(&self, push: PushInfo) -> Result<(), redis::aio::SendError> {
-        let heard = match push.kind {
-            PushKind::Subscribe => {
-                self.hearing.store(true, Ordering::Release);
-                Some(Invalidation::Everything)
-            }
-            PushKind::Disconnection => {
-                self.hearing.store(false, Ordering::Release);
-                None
-            }
-            PushKind::Message => match push.data.get(1) {
-                Some(Value::BulkString(message)) => self.read(message),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(invalidation) = heard {
-            // Nobody listening is fine: the hot cache is then bounded by its staleness.
-            let _ = self.invalidations.send(invalidation);
-        }
-        Ok(())
-    }
-}
-
-impl Listener {
-    fn read(&self, message: &[u8]) -> Option<Invalidation> {
-        let (replica, rest) = message.split_first_chunk::<16>()?;
-        let (kind, key) = rest.split_first()?;
-        let key = SessionKey::from_bytes(key.try_into().ok()?);
-        match kind {
-            _ if *replica == self.replica => None,
-            b'R' => Some(Invalidation::Replaced(key)),
-            _ => Some(Invalidation::Ended(key)),
+    /// Seals a record anew that was sealed under a key that is no longer active. It opens as it is, so failing is fine.
+    async fn reseal(&self, session: &Session) {
+        let Ok(record) = self.keyring.seal(session, session.revision) else { return };
+        let key = session_key(&session.key);
+        if let Err(error) = self.invoke::<()>(&self.scripts.reseal, &[&key], &[&record]).await {
+            tracing::debug!(%error, "a record keeps its old seal for now");
         }
     }
 }
@@ -300,8 +211,12 @@ impl Intent {
 #[async_trait]
 impl SessionStore for RedisStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
-        let record = self.get(&session_key(key)).await?;
-        record.map(|record| self.keyring.open(key, &record)).transpose()
+        let Some(record) = self.ask::<Option<Vec<u8>>>(&Cmd::get(session_key(key))).await? else { return Ok(None) };
+        let session = self.keyring.open(key, &record)?;
+        if !self.keyring.is_active(&record) {
+            self.reseal(&session).await;
+        }
+        Ok(Some(session))
     }
 
     async fn save(&self, session: &Session, life: Duration) -> Result<Saved, StoreError> {
@@ -310,11 +225,11 @@ impl SessionStore for RedisStore {
         let record = self.keyring.seal(session, revision)?;
         let read = session.revision.to_be_bytes();
         let read = if session.revision == 0 { &[][..] } else { &read[..REVISION_LENGTH] };
-        let message = self.message(b'R', key);
+        let message = self.hearing.replaced(key);
         let (life, channel) = (millis(life), CHANNEL.as_bytes());
         let arguments = [read, &record, life.as_bytes(), channel, &message];
         let saved: String =
-            self.invoke(&self.scripts.save, &[&session_key(key), &tombstone_key(key)], &arguments).await?;
+            self.invoke_durably(&self.scripts.save, &[&session_key(key), &tombstone_key(key)], &arguments).await?;
         match saved.as_str() {
             "stored" => Ok(Saved::Stored(revision)),
             "conflict" => Ok(Saved::Conflict),
@@ -323,10 +238,10 @@ impl SessionStore for RedisStore {
     }
 
     async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError> {
-        let message = self.message(b'E', key);
+        let message = self.hearing.ended(key, self.clock.now());
         let life = millis(tombstone);
         let arguments = [life.as_bytes(), CHANNEL.as_bytes(), &message];
-        self.invoke(&self.scripts.remove, &[&session_key(key), &tombstone_key(key)], &arguments).await
+        self.invoke_durably(&self.scripts.remove, &[&session_key(key), &tombstone_key(key)], &arguments).await
     }
 
     async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
@@ -347,7 +262,7 @@ impl SessionStore for RedisStore {
         let keys = lease_keys(lease);
         let (life, intent, intent_life) = (millis(life), intent.to_wire(), millis(INTENT_LIFE));
         let arguments = [&owner[..], life.as_bytes(), intent.as_bytes(), intent_life.as_bytes()];
-        let held: i64 = self.invoke(&self.scripts.declare, &[&keys[0], &keys[1]], &arguments).await?;
+        let held: i64 = self.invoke_durably(&self.scripts.declare, &[&keys[0], &keys[1]], &arguments).await?;
         Ok(held == 1)
     }
 
@@ -372,7 +287,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
-        let named = self.get(&alias_key(alias)).await?.unwrap_or_default();
+        let named: Vec<u8> = self.ask::<Option<_>>(&Cmd::get(alias_key(alias))).await?.unwrap_or_default();
         Ok(std::str::from_utf8(&named).ok().and_then(SessionKey::parse))
     }
 
@@ -387,11 +302,12 @@ impl SessionStore for RedisStore {
 
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
         let [epoch, index] = customer_keys(customer);
-        let mut connection = self.connection()?;
+        let _place = self.place()?;
+        let mut used = self.keeper.line().await?;
         let mut pipe = redis::pipe();
         pipe.cmd("GET").arg(epoch).cmd("ZRANGE").arg(index).arg(0).arg(-1);
-        let answer = tokio::time::timeout(self.timeouts.1, pipe.query_async(&mut connection)).await;
-        let (epoch, keys): (Option<u64>, Vec<String>) = self.judge(answer)?;
+        let answer = timeout(self.timeouts.response, pipe.query_async(&mut used.line)).await;
+        let (epoch, keys): (Option<u64>, Vec<String>) = self.keeper.judge(&used, answer)?;
         Ok(CustomerSessions {
             epoch: Timestamp::from_millis(epoch.unwrap_or_default()),
             keys: keys.iter().filter_map(|key| SessionKey::parse(key)).collect(),
@@ -405,16 +321,14 @@ impl SessionStore for RedisStore {
     }
 
     fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
-        self.invalidations.subscribe()
+        self.hearing.subscribe()
     }
 
     fn hears_invalidations(&self) -> bool {
-        self.hearing.load(Ordering::Acquire)
+        self.hearing.hears()
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection()?;
-        let ping = redis::cmd("PING");
-        self.judge(tokio::time::timeout(self.timeouts.1, ping.exec_async(&mut connection)).await)
+        self.ask(&redis::cmd("PING")).await
     }
 }

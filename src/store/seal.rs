@@ -66,6 +66,13 @@ impl Keyring {
         Ok(record)
     }
 
+    /// Whether `record` is sealed under the active key.
+    #[must_use]
+    pub fn is_active(&self, record: &[u8]) -> bool {
+        let sealed_under = record.get(REVISION_LENGTH + 1..).and_then(split_name);
+        sealed_under.is_some_and(|(key_id, _)| key_id == self.active)
+    }
+
     /// The session of `record`, which was found under `key`.
     ///
     /// # Errors
@@ -138,7 +145,9 @@ mod tests {
     fn a_key_that_is_no_longer_active_still_opens() {
         let session = session(1);
         let record = keyring("old", &["old"]).seal(&session, 1).unwrap();
-        assert!(keyring("new", &["new", "old"]).open(&session.key, &record).is_ok());
+        let both = keyring("new", &["new", "old"]);
+        assert!(both.open(&session.key, &record).is_ok() && !both.is_active(&record));
+        assert!(both.is_active(&both.seal(&session, 1).unwrap()));
         assert_eq!(
             keyring("new", &["new"]).open(&session.key, &record).unwrap_err(),
             StoreError::Unreadable("sealed with an unknown key")

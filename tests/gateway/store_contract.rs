@@ -16,6 +16,7 @@ use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
     Alias, Collision, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
 };
+use emporix_gateway::telemetry::Metrics;
 
 use crate::world::{Redis, eventually};
 
@@ -259,7 +260,8 @@ async fn an_epoch_is_never_lowered(store: &dyn SessionStore) {
     }
 }
 
-async fn holds_the_contract(store: &dyn SessionStore) {
+/// What every store promises.
+pub async fn holds_the_contract(store: &dyn SessionStore) {
     assert_eq!(store.ping().await, Ok(()));
     what_is_saved_is_loaded(store).await;
     a_write_over_another_revision_is_a_conflict(store).await;
@@ -278,13 +280,21 @@ async fn holds_the_contract(store: &dyn SessionStore) {
     an_epoch_is_never_lowered(store).await;
 }
 
-fn redis_store(redis: &Redis) -> RedisStore {
-    let section = RedisSection {
+fn redis_store(redis: &Redis) -> Arc<RedisStore> {
+    tended(&RedisSection {
         url: Some(Secret::new(redis.url())),
         response_timeout: Duration::from_secs(2),
         ..RedisSection::default()
-    };
-    RedisStore::new(&section, keyring(), Arc::new(SystemClock)).unwrap()
+    })
+}
+
+/// The Redis store of `section`, its connection looked after.
+pub fn tended(section: &RedisSection) -> Arc<RedisStore> {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let store = Arc::new(RedisStore::new(section, keyring(), Arc::new(SystemClock), metrics).unwrap());
+    let tended = store.clone();
+    tokio::spawn(async move { tended.tend().await });
+    store
 }
 
 fn keyring() -> Keyring {
@@ -303,7 +313,7 @@ async fn the_embedded_store_holds_the_contract() {
 async fn redis_holds_the_contract_and_every_key_has_an_end() {
     let redis = Redis::start().await;
     let store = redis_store(&redis);
-    holds_the_contract(&store).await;
+    holds_the_contract(&*store).await;
     let keys = redis.keys();
     for part in [":session", ":tombstone", ":lease:c", ":intent:c", "eg:saas:", "eg:customer:", ":epoch"] {
         assert!(keys.iter().any(|key| key.contains(part)), "no {part} in {keys:?}");
@@ -326,8 +336,8 @@ async fn redis_behind_tls_with_an_acl_user_holds_the_contract() {
         ca_file: Some(redis.certificate()),
         ..RedisSection::default()
     };
-    let store = |section| RedisStore::new(&section, keyring(), Arc::new(SystemClock)).unwrap();
-    holds_the_contract(&store(section("hush-hush"))).await;
+    let store = |section: RedisSection| tended(&section);
+    holds_the_contract(&*store(section("hush-hush"))).await;
     assert!(store(section("wrong")).load(&SessionKey::random().unwrap()).await.is_err());
     let distrustful = RedisSection { ca_file: None, ..section("hush-hush") };
     assert!(store(distrustful).load(&SessionKey::random().unwrap()).await.is_err());

@@ -1,0 +1,205 @@
+//! Where Redis is: one server, the primary that Sentinel names, or a cluster; and how a line to it is opened.
+//! A line speaks to primaries only, and is the same to its users whatever stands behind it.
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+};
+use tokio::sync::Mutex;
+
+use super::hearing::Listener;
+use crate::config::{RedisSection, RedisTopology};
+
+/// Redis, as the configuration describes it.
+pub(super) enum Deployment {
+    /// One server.
+    Standalone(Box<Client>),
+    /// The primary of a service; Sentinel is asked anew for each line, for it may be another one by now.
+    Sentinel(Box<Mutex<SentinelClient>>),
+    /// A cluster, by some of its nodes.
+    Cluster(Box<(RedisSection, Option<TlsCertificates>)>),
+}
+
+/// A connection that many may use at once.
+#[derive(Clone)]
+pub(super) enum Line {
+    Node(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// The bounds on opening a connection and on one answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    pub(super) connect: Duration,
+    pub(super) response: Duration,
+}
+
+impl Deployment {
+    /// What `section` describes. Opens nothing.
+    pub(super) fn new(section: &RedisSection) -> RedisResult<Self> {
+        let certificates = certificates(section)?;
+        Ok(match section.topology {
+            RedisTopology::Standalone => Self::Standalone(Box::new(standalone(section, certificates)?)),
+            RedisTopology::Sentinel => Self::Sentinel(Box::new(Mutex::new(sentinel(section, certificates)?))),
+            RedisTopology::Cluster => {
+                // Faults of the addresses are better known now than when the first line is opened.
+                cluster(section, certificates.clone(), None)?;
+                Self::Cluster(Box::new((section.clone(), certificates)))
+            }
+        })
+    }
+
+    /// A new line; what the server pushes goes to `listener`.
+    pub(super) async fn open(&self, timeouts: Timeouts, listener: Option<Listener>) -> RedisResult<Line> {
+        let client = match self {
+            Self::Standalone(client) => Client::clone(client),
+            Self::Sentinel(sentinel) => sentinel.lock().await.async_get_client().await?,
+            Self::Cluster(cluster_at) => {
+                let (section, certificates) = &**cluster_at;
+                let client = cluster(section, certificates.clone(), listener)?;
+                return Ok(Line::Cluster(client.get_async_connection().await?));
+            }
+        };
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(timeouts.connect))
+            .set_response_timeout(Some(timeouts.response));
+        if let Some(listener) = listener {
+            config = config.set_push_sender(listener);
+        }
+        Ok(Line::Node(client.get_multiplexed_async_connection_with_config(&config).await?))
+    }
+}
+
+impl Line {
+    /// Asks for the messages of `channel`.
+    pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
+        match self {
+            Self::Node(connection) => connection.subscribe(channel).await,
+            Self::Cluster(connection) => connection.subscribe(channel).await,
+        }
+    }
+}
+
+impl ConnectionLike for Line {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Node(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Node(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+fn standalone(section: &RedisSection, certificates: Option<TlsCertificates>) -> RedisResult<Client> {
+    let url = section.url.as_ref().map_or("", |url| url.expose());
+    let info = url.into_connection_info()?;
+    let mut settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    if let Some(username) = &section.username {
+        settings = settings.set_username(username.as_str());
+    }
+    if let Some(password) = &section.password {
+        settings = settings.set_password(password.expose());
+    }
+    let info = info.set_redis_settings(settings).set_tcp_settings(without_delay());
+    match certificates {
+        None => Client::open(info),
+        Some(certificates) => Client::build_with_tls(info, certificates),
+    }
+}
+
+fn sentinel(section: &RedisSection, certificates: Option<TlsCertificates>) -> RedisResult<SentinelClient> {
+    let (nodes, encrypted) = nodes(section)?;
+    let addresses = nodes.iter().map(|node| node.addr().clone());
+    let mut builder = SentinelClientBuilder::new(addresses, &section.sentinel.service, SentinelServerType::Master)?
+        .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+        .set_client_to_redis_tcp_settings(without_delay());
+    if let Some(username) = &section.username {
+        builder = builder.set_client_to_redis_username(username);
+    }
+    if let Some(password) = &section.password {
+        builder = builder.set_client_to_redis_password(password.expose());
+    }
+    if let Some(username) = &section.sentinel.username {
+        builder = builder.set_client_to_sentinel_username(username);
+    }
+    if let Some(password) = &section.sentinel.password {
+        builder = builder.set_client_to_sentinel_password(password.expose());
+    }
+    if encrypted {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+        if let Some(certificates) = certificates {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
+        }
+    }
+    builder.build()
+}
+
+fn cluster(
+    section: &RedisSection,
+    certificates: Option<TlsCertificates>,
+    listener: Option<Listener>,
+) -> RedisResult<ClusterClient> {
+    let (nodes, encrypted) = nodes(section)?;
+    let mut builder = ClusterClientBuilder::new(nodes)
+        .use_protocol(ProtocolVersion::RESP3)
+        .tcp_settings(without_delay())
+        .connection_timeout(section.connect_timeout)
+        .response_timeout(section.response_timeout)
+        // The caller's patience ends long before; what was given up must not go on for long.
+        .retries(2)
+        .min_retry_wait(10)
+        .max_retry_wait(50);
+    if let Some(username) = &section.username {
+        builder = builder.username(username);
+    }
+    if let Some(password) = &section.password {
+        builder = builder.password(password.expose());
+    }
+    if let Some(certificates) = certificates.filter(|_| encrypted) {
+        builder = builder.certs(certificates);
+    }
+    if let Some(listener) = listener {
+        builder = builder.push_sender(listener);
+    }
+    builder.build()
+}
+
+/// The nodes of `section`, and whether they speak TLS.
+fn nodes(section: &RedisSection) -> RedisResult<(Vec<ConnectionInfo>, bool)> {
+    let parsed: RedisResult<Vec<_>> = section.nodes.iter().map(|node| node.as_str().into_connection_info()).collect();
+    Ok((parsed?, section.nodes.iter().any(|node| node.starts_with("rediss://"))))
+}
+
+fn certificates(section: &RedisSection) -> RedisResult<Option<TlsCertificates>> {
+    let Some(file) = &section.ca_file else { return Ok(None) };
+    let root_cert = std::fs::read(file).map_err(|_| (ErrorKind::InvalidClientConfig, "ca_file cannot be read"))?;
+    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert) }))
+}
+
+fn without_delay() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}

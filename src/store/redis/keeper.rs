@@ -1,0 +1,250 @@
+//! Keeps a line to Redis open, and is the breaker in front of it: while there is no line, nobody waits for one.
+//! One task opens lines and tries them out, so Redis meets one newcomer a replica when it returns, not every request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tokio::sync::watch;
+use tokio::time::{error::Elapsed, timeout};
+
+use super::deployment::{Deployment, Line, Timeouts};
+use super::hearing::{BEAT_EVERY, CHANNEL, Hearing, Listener};
+use crate::store::StoreError;
+use crate::telemetry::{BreakerEvent, Dependency, Metrics};
+
+/// Answers that may be late in a row before the line is given up.
+const MOST_LATE: u32 = 5;
+
+/// Waits between attempts at opening a line, doubling from the first to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// The line, as its users see it.
+#[derive(Clone)]
+enum State {
+    /// There will be one in a moment, or it will be known that there is none.
+    Opening,
+    Open(Numbered),
+    /// There is none: the breaker is open.
+    Away,
+}
+
+/// A line and its number: a fault of an old line is none of a new one.
+#[derive(Clone)]
+pub(super) struct Numbered {
+    pub(super) line: Line,
+    number: u64,
+}
+
+impl Numbered {
+    /// Whether a fault is one of the whole line: a cluster's other nodes may well serve, and it mends its own lines.
+    const fn is_one_server(&self) -> bool {
+        matches!(self.line, Line::Node(_))
+    }
+}
+
+/// Keeps the line.
+pub(super) struct Keeper {
+    deployment: Deployment,
+    timeouts: Timeouts,
+    hearing: Arc<Hearing>,
+    state: watch::Sender<State>,
+    late: AtomicU32,
+    metrics: Arc<Metrics>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        deployment: Deployment,
+        timeouts: Timeouts,
+        hearing: Arc<Hearing>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (state, _) = watch::channel(State::Opening);
+        Self { deployment, timeouts, hearing, state, late: AtomicU32::new(0), metrics }
+    }
+
+    /// The line. Waits for one that is being opened, and for none that is away.
+    pub(super) async fn line(&self) -> Result<Numbered, StoreError> {
+        if let State::Open(open) = &*self.state.borrow() {
+            return Ok(open.clone());
+        }
+        let mut state = self.state.subscribe();
+        let settled = timeout(self.timeouts.response, state.wait_for(|state| !matches!(state, State::Opening)));
+        if let Ok(Ok(state)) = settled.await
+            && let State::Open(open) = &*state
+        {
+            return Ok(open.clone());
+        }
+        self.metrics.breakers.count(Dependency::Store, BreakerEvent::Refused);
+        Err(StoreError::Unavailable("no connection".to_owned()))
+    }
+
+    /// A line for one user alone.
+    pub(super) async fn open_private(&self) -> Result<Line, StoreError> {
+        self.line().await?;
+        match timeout(self.timeouts.connect, self.deployment.open(self.timeouts, None)).await {
+            Ok(opened) => opened.map_err(|error| unavailable(&error)),
+            Err(_) => Err(late()),
+        }
+    }
+
+    /// Takes note of how a use of the line ended.
+    pub(super) fn judge<T>(
+        &self,
+        used: &Numbered,
+        result: Result<Result<T, RedisError>, Elapsed>,
+    ) -> Result<T, StoreError> {
+        match result {
+            Ok(Ok(value)) => {
+                self.late.store(0, Ordering::Relaxed);
+                Ok(value)
+            }
+            Ok(Err(error)) if error.is_timeout() => Err(self.note_late(used, unavailable(&error))),
+            Ok(Err(error)) => {
+                if is_of_the_line(&error) && used.is_one_server() {
+                    self.give_up(used.number);
+                }
+                Err(unavailable(&error))
+            }
+            Err(_) => Err(self.note_late(used, late())),
+        }
+    }
+
+    fn note_late(&self, used: &Numbered, error: StoreError) -> StoreError {
+        if used.is_one_server() && self.late.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_LATE {
+            self.give_up(used.number);
+        }
+        error
+    }
+
+    /// Lets the line go, and has another one opened.
+    fn give_up(&self, number: u64) {
+        let given_up = self.state.send_if_modified(|state| match state {
+            State::Open(open) if open.number == number => {
+                *state = State::Opening;
+                true
+            }
+            _ => false,
+        });
+        if given_up {
+            self.hearing.lose();
+            self.hearing.broken.notify_one();
+        }
+    }
+
+    /// Opens lines and keeps the subscription standing; runs until dropped.
+    pub(super) async fn tend(&self) {
+        let (mut number, mut wait) = (0, RETRY.0);
+        loop {
+            let open = match &*self.state.borrow() {
+                State::Open(open) => Some(open.clone()),
+                State::Opening | State::Away => None,
+            };
+            let pause = match open {
+                Some(open) => {
+                    self.look_after(&open).await;
+                    BEAT_EVERY
+                }
+                None => {
+                    number += 1;
+                    if self.open(number).await {
+                        wait = RETRY.0;
+                        BEAT_EVERY
+                    } else {
+                        wait = (wait * 2).min(RETRY.1);
+                        jittered(wait)
+                    }
+                }
+            };
+            // A line that breaks is replaced at once; one that cannot be opened is not tried at every blow.
+            let away = matches!(&*self.state.borrow(), State::Away);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.hearing.broken.notified(), if !away => {}
+            }
+        }
+    }
+
+    async fn look_after(&self, open: &Numbered) {
+        let beat = redis::cmd("PUBLISH").arg(CHANNEL).arg(self.hearing.beat()).to_owned();
+        let mut line = open.line.clone();
+        let said = timeout(self.timeouts.response, beat.exec_async(&mut line)).await;
+        if self.judge(open, said).is_err() && open.is_one_server() {
+            return;
+        }
+        if self.hearing.listen_for_beats() {
+            tracing::warn!("other replicas are not heard; the connection to the session store is replaced");
+            self.give_up(open.number);
+        }
+    }
+
+    async fn open(&self, number: u64) -> bool {
+        let opened = match timeout(4 * self.timeouts.connect, self.open_listening()).await {
+            Ok(opened) => opened,
+            Err(_) => Err(late()),
+        };
+        match opened {
+            Ok(line) => {
+                self.late.store(0, Ordering::Relaxed);
+                let before = self.state.send_replace(State::Open(Numbered { line, number }));
+                if matches!(before, State::Away) {
+                    self.metrics.breakers.count(Dependency::Store, BreakerEvent::Closed);
+                    tracing::info!("the session store answers again");
+                }
+                true
+            }
+            Err(error) => {
+                let before = self.state.send_replace(State::Away);
+                if matches!(before, State::Opening) {
+                    self.metrics.breakers.count(Dependency::Store, BreakerEvent::Opened);
+                    tracing::warn!(%error, "the session store does not answer");
+                }
+                false
+            }
+        }
+    }
+
+    /// A line that hears, and that took a message: so it is known to serve.
+    async fn open_listening(&self) -> Result<Line, StoreError> {
+        let listener = Listener(self.hearing.clone());
+        self.hearing.expect_beat();
+        let attempt = async {
+            let mut line = self.deployment.open(self.timeouts, Some(listener)).await?;
+            line.subscribe(CHANNEL).await?;
+            redis::cmd("PUBLISH").arg(CHANNEL).arg(self.hearing.beat()).exec_async(&mut line).await?;
+            Ok(line)
+        };
+        attempt.await.map_err(|error: RedisError| unavailable(&error))
+    }
+}
+
+/// Whether only another connection, perhaps to another server, can do better.
+fn is_of_the_line(error: &RedisError) -> bool {
+    let moved_on = matches!(
+        error.kind(),
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+    );
+    moved_on || error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some("NOAUTH")
+}
+
+/// Says the kind and code of an error, not its detail: that may quote what was sent.
+pub(super) fn unavailable(error: &RedisError) -> StoreError {
+    let code = error.code().map(|code| format!(" ({code})")).unwrap_or_default();
+    let timeout = if error.is_timeout() { ", no answer in time" } else { "" };
+    StoreError::Unavailable(format!("{:?}{code}{timeout}", error.kind()))
+}
+
+/// That an answer did not come in time.
+pub(super) fn late() -> StoreError {
+    StoreError::Unavailable("no answer in time".to_owned())
+}
+
+/// Between half and the whole of `wait`: replicas that lost Redis together do not return together.
+fn jittered(wait: Duration) -> Duration {
+    let mut byte = [0];
+    // Without random bytes the wait is merely the same for all.
+    let _ = getrandom::fill(&mut byte);
+    wait / 2 + wait / 2 * u32::from(byte[0]) / 255
+}
