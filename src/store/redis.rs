@@ -132,11 +132,11 @@ impl RedisStore {
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<T, StoreError> {
-        if !self.durable.has_replicas() {
+        let Some(reserved) = self.durable.reserve(self.timeouts).await else {
             return self.invoke(script, keys, arguments).await;
-        }
+        };
         let _place = self.place()?;
-        self.durable.invoke(&self.keeper, self.timeouts, script, keys, arguments).await
+        self.durable.invoke(reserved, self.timeouts, script, keys, arguments).await
     }
 
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {

@@ -43,7 +43,7 @@ fn tokens(name: &str) -> TokenSet {
     }
 }
 
-fn session() -> Session {
+pub fn session() -> Session {
     let key = SessionKey::random().unwrap();
     let mut session = Session::new(key, acme(), Transport::Handle, now(), &LIMITS);
     let context = SiteContext { currency: Some("EUR".into()), ..SiteContext::default() };

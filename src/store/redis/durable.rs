@@ -1,12 +1,12 @@
 //! Writes that must not die with the primary: a tombstone, an intent, renewed tokens.
 //! Each waits until a replica has it too, on a line of its own, for `WAIT` holds up everything behind it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{ErrorKind, FromRedisValue, Script, ServerErrorKind, Value};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::deployment::{Line, Timeouts};
@@ -14,32 +14,59 @@ use super::keeper::{Keeper, late, unavailable};
 use crate::store::StoreError;
 use crate::telemetry::{Metrics, Replication};
 
-/// Lines of their own; a write beyond them waits for one.
+/// Lines that are kept; a write that finds none idle waits for one.
 const LINES: usize = 8;
 
-/// How often Redis is asked whether it has replicas; as long, a replica that falls behind is not waited for again.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How often Redis is asked whether it has replicas, and lines that broke are replaced.
+const TEND_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a replica that fell behind is not waited for again.
+const LEFT_BEHIND_FOR: u32 = 5;
 
 /// The lines for writes that wait for a replica.
 pub(super) struct DurableLines {
-    lines: [Mutex<Option<Line>>; LINES],
+    idle: Mutex<Vec<Line>>,
+    /// One permit for each idle line.
+    ready: Semaphore,
     has_replicas: AtomicBool,
+    fell_behind: AtomicBool,
     patience: Duration,
     metrics: Arc<Metrics>,
 }
 
+/// A line that is in use by one write.
+pub(super) struct Reserved<'d> {
+    line: Line,
+    permit: SemaphorePermit<'d>,
+}
+
 impl DurableLines {
     pub(super) fn new(patience: Duration, metrics: Arc<Metrics>) -> Self {
-        let lines = std::array::from_fn(|_| Mutex::new(None));
-        Self { lines, has_replicas: AtomicBool::new(false), patience, metrics }
+        Self {
+            idle: Mutex::default(),
+            ready: Semaphore::new(0),
+            has_replicas: AtomicBool::new(false),
+            fell_behind: AtomicBool::new(false),
+            patience,
+            metrics,
+        }
     }
 
-    /// Whether there is a replica worth waiting for.
-    pub(super) fn has_replicas(&self) -> bool {
-        self.has_replicas.load(Ordering::Relaxed)
+    /// A line, where there is a replica worth waiting for and a line comes free in time.
+    pub(super) async fn reserve(&self, timeouts: Timeouts) -> Option<Reserved<'_>> {
+        if !self.has_replicas.load(Ordering::Relaxed) {
+            return None;
+        }
+        match timeout(timeouts.response, self.ready.acquire()).await {
+            Ok(Ok(permit)) => Some(Reserved { line: self.idle().pop()?, permit }),
+            _ => {
+                self.metrics.replication.count(Replication::Late);
+                None
+            }
+        }
     }
 
-    /// Looks now and then whether Redis has replicas; runs until dropped.
+    /// Looks whether Redis has replicas, and keeps lines open while it has; runs until dropped.
     pub(super) async fn tend(&self, keeper: &Keeper) {
         if self.patience.is_zero() {
             return;
@@ -50,7 +77,12 @@ impl DurableLines {
                 Err(_) => 0,
             };
             self.has_replicas.store(replicas > 0, Ordering::Relaxed);
-            tokio::time::sleep(ASK_EVERY).await;
+            while replicas > 0 && self.idle().len() < LINES {
+                let Ok(line) = keeper.open_private().await else { break };
+                self.keep(line);
+            }
+            let fell_behind = self.fell_behind.swap(false, Ordering::Relaxed);
+            tokio::time::sleep(if fell_behind { TEND_EVERY * LEFT_BEHIND_FOR } else { TEND_EVERY }).await;
         }
     }
 
@@ -58,27 +90,38 @@ impl DurableLines {
     /// primary has it.
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
-        keeper: &Keeper,
+        reserved: Reserved<'_>,
         timeouts: Timeouts,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<T, StoreError> {
-        let mut slot = timeout(timeouts.response, self.free_line()).await.map_err(|_| late())?;
-        // Taken out while it is in use: one whose answer was not awaited is not used again.
-        let mut line = match slot.take() {
-            Some(line) => line,
-            None => keeper.open_private().await?,
-        };
-        let (answer, replicas) = self.write(&mut line, timeouts, script, keys, arguments).await?;
-        *slot = Some(line);
+        let Reserved { mut line, permit } = reserved;
+        // Until its answer is there the line is nobody else's: one that was left half-way is dropped.
+        permit.forget();
+        let (answer, replicas): (T, i64) = self.write(&mut line, timeouts, script, keys, arguments).await?;
         if replicas > 0 {
             self.metrics.replication.count(Replication::Acknowledged);
         } else {
             self.metrics.replication.count(Replication::Late);
             self.has_replicas.store(false, Ordering::Relaxed);
+            self.fell_behind.store(true, Ordering::Relaxed);
         }
+        self.keep(line);
         Ok(answer)
+    }
+
+    /// Puts a line among the idle ones, unless others took its place while it was in use.
+    fn keep(&self, line: Line) {
+        let mut idle = self.idle();
+        if idle.len() < LINES {
+            idle.push(line);
+            self.ready.add_permits(1);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write<T: FromRedisValue>(
@@ -106,24 +149,12 @@ impl DurableLines {
             Err(_) => Err(late()),
         }
     }
-
-    async fn free_line(&self) -> MutexGuard<'_, Option<Line>> {
-        for line in &self.lines {
-            if let Ok(free) = line.try_lock() {
-                return free;
-            }
-        }
-        let mut byte = [0];
-        // Without random bytes they all queue for the first.
-        let _ = getrandom::fill(&mut byte);
-        self.lines[usize::from(byte[0]) % LINES].lock().await
-    }
 }
 
 /// The replicas of every primary behind `line`, as they tell themselves.
 async fn count_replicas(line: &mut Line) -> u64 {
     let mut ask = redis::cmd("INFO");
-    let told = timeout(ASK_EVERY, ask.arg("replication").query_async::<Value>(line)).await;
+    let told = timeout(TEND_EVERY, ask.arg("replication").query_async::<Value>(line)).await;
     // Not knowing is having none: the write itself does not depend on it.
     let told = told.ok().and_then(Result::ok);
     told.as_ref().map_or(0, connected_replicas)

@@ -1,0 +1,215 @@
+//! Redis in company: a primary with a replica under three Sentinels, and a cluster of three primaries with replicas.
+//! Real servers, every one with an ACL user and a password; the cluster speaks TLS.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::world::{Certificate, eventually, free_port};
+
+pub const USER: &str = "gateway";
+pub const PASSWORD: &str = "hush-hush";
+
+/// What the gateway's Redis user may do; replication and Sentinel use the default user.
+const RIGHTS: [&str; 7] = ["--user", USER, "on", ">hush-hush", "~eg:*", "&eg:*", "+@all"];
+
+struct Server {
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    fn spawn(port: u16, arguments: &[&str]) -> Self {
+        let process =
+            Command::new("redis-server").args(arguments).stdout(Stdio::null()).spawn().expect("redis-server is there");
+        Self { process, port }
+    }
+
+    /// The answer to an inline command of the default user, over plain TCP.
+    fn command(&self, text: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
+        stream.write_all(format!("{text}\r\n").as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        Some(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    fn answers(&self, text: &str, expected: &str) -> bool {
+        self.command(text).is_some_and(|answer| answer.contains(expected))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A primary, its replica, and three Sentinels that watch them.
+pub struct Watched {
+    servers: Vec<Server>,
+    sentinels: Vec<Server>,
+    _folder: tempfile::TempDir,
+}
+
+impl Watched {
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [primary, replica] = [free_port(), free_port()];
+        let server = |port: u16, more: &[&str]| {
+            let (port_text, directory) = (port.to_string(), folder.path().join(port.to_string()));
+            std::fs::create_dir(&directory).unwrap();
+            let mut arguments =
+                vec!["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"];
+            let directory = directory.display().to_string();
+            arguments.extend(["--dir", &directory]);
+            arguments.extend(RIGHTS);
+            arguments.extend(more);
+            Server::spawn(port, &arguments)
+        };
+        let servers = vec![server(primary, &[]), server(replica, &["--replicaof", "127.0.0.1", &primary.to_string()])];
+        eventually("the replica follows", async || servers[0].answers("INFO replication", "state=online")).await;
+        let sentinel = |number: usize| {
+            let (port, file) = (free_port(), folder.path().join(format!("sentinel-{number}.conf")));
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {primary} 2\n\
+                 sentinel down-after-milliseconds shop 700\nsentinel failover-timeout shop 3000\n"
+            );
+            std::fs::write(&file, text).unwrap();
+            Server::spawn(port, &[&file.display().to_string(), "--sentinel"])
+        };
+        let sentinels: Vec<_> = (0..3).map(sentinel).collect();
+        for sentinel in &sentinels {
+            eventually("the Sentinels know each other", async || {
+                sentinel.answers("SENTINEL MASTER shop", "num-other-sentinels\r\n$1\r\n2")
+                    && sentinel.answers("SENTINEL MASTER shop", "num-slaves\r\n$1\r\n1")
+            })
+            .await;
+        }
+        Self { servers, sentinels, _folder: folder }
+    }
+
+    /// The Sentinels' addresses.
+    pub fn nodes(&self) -> Vec<String> {
+        self.sentinels.iter().map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port)).collect()
+    }
+
+    /// Kills the primary that was started first, and waits for the other one to take its place.
+    pub async fn fail_over(&mut self) {
+        drop(self.servers.remove(0));
+        eventually("the replica is promoted", async || self.servers[0].answers("ROLE", "master")).await;
+    }
+
+    /// Kills one Sentinel.
+    pub fn kill_a_sentinel(&mut self) {
+        drop(self.sentinels.remove(0));
+    }
+}
+
+/// Three primaries, each with a replica, over TLS.
+pub struct Cluster {
+    servers: Vec<Server>,
+    tls_ports: Vec<u16>,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [certificate, key] = Certificate::new().write(folder.path());
+        let (mut servers, mut tls_ports) = (Vec::new(), Vec::new());
+        for _ in 0..6 {
+            let (port, tls_port, bus) = (free_port(), free_port(), free_port());
+            let directory = folder.path().join(port.to_string());
+            std::fs::create_dir(&directory).unwrap();
+            let texts = [port, tls_port, bus].map(|port| port.to_string());
+            let directory = directory.display().to_string();
+            let mut arguments = vec!["--port", &texts[0], "--tls-port", &texts[1], "--cluster-port", &texts[2]];
+            arguments.extend(["--bind", "127.0.0.1", "--save", "", "--dir", &directory]);
+            arguments.extend(["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--tls-cluster", "yes"]);
+            arguments.extend(["--tls-replication", "yes", "--tls-auth-clients", "no"]);
+            arguments.extend([
+                "--tls-cert-file",
+                &certificate,
+                "--tls-key-file",
+                &key,
+                "--tls-ca-cert-file",
+                &certificate,
+            ]);
+            arguments.extend(["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]);
+            arguments.extend(RIGHTS);
+            servers.push(Server::spawn(port, &arguments));
+            tls_ports.push(tls_port);
+        }
+        for server in &servers {
+            eventually("a node answers", async || server.answers("PING", "PONG")).await;
+        }
+        let cluster = Self { servers, tls_ports, folder };
+        let mut create = vec!["--cluster".to_owned(), "create".to_owned()];
+        create.extend(cluster.tls_ports.iter().map(|port| format!("127.0.0.1:{port}")));
+        create.extend(["--cluster-replicas", "1", "--cluster-yes"].map(str::to_owned));
+        let created = cluster.cli(&create).await;
+        for server in &cluster.servers {
+            eventually(&format!("the cluster stands: {created}"), async || {
+                server.answers("CLUSTER INFO", "cluster_state:ok")
+                    && server.answers("CLUSTER INFO", "cluster_known_nodes:6")
+            })
+            .await;
+        }
+        eventually("every primary has its replica", async || {
+            cluster.servers[..3].iter().all(|primary| primary.answers("INFO replication", "state=online"))
+        })
+        .await;
+        cluster
+    }
+
+    /// Runs `redis-cli` against the cluster.
+    async fn cli(&self, arguments: &[String]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["--tls", "--cacert"]).arg(self.certificate()).args(arguments);
+        let printed = tokio::task::spawn_blocking(move || command.output().expect("redis-cli is there")).await.unwrap();
+        String::from_utf8_lossy(&printed.stdout).into_owned()
+    }
+
+    /// Moves every slot of the first primary to the second, with the keys in them: its clients are told MOVED and ASK.
+    pub async fn move_slots(&self) -> String {
+        let id = |server: &Server| server.command("CLUSTER MYID").unwrap().lines().nth(1).unwrap().trim().to_owned();
+        let (from, to) = (id(&self.servers[0]), id(&self.servers[1]));
+        let arguments = [
+            "--cluster",
+            "reshard",
+            &format!("127.0.0.1:{}", self.tls_ports[0]),
+            "--cluster-from",
+            &from,
+            "--cluster-to",
+            &to,
+            "--cluster-slots",
+            "3000",
+            "--cluster-yes",
+        ];
+        self.cli(&arguments.map(str::to_owned)).await
+    }
+
+    /// Two of the nodes' addresses.
+    pub fn nodes(&self) -> Vec<String> {
+        self.tls_ports[..2].iter().map(|port| format!("rediss://127.0.0.1:{port}")).collect()
+    }
+
+    /// The certificate that the nodes show.
+    pub fn certificate(&self) -> std::path::PathBuf {
+        self.folder.path().join("certificate.pem")
+    }
+
+    /// Kills the third primary, and waits for its replica to take its place.
+    pub async fn fail_over(&mut self) {
+        drop(self.servers.remove(2));
+        eventually("the cluster stands again", async || {
+            self.servers.iter().all(|server| server.answers("CLUSTER INFO", "cluster_state:ok"))
+                && self.servers.iter().filter(|server| server.answers("ROLE", "master")).count() == 3
+        })
+        .await;
+    }
+}

@@ -1,0 +1,141 @@
+//! Sentinel and Cluster, as real servers: the store's contract holds on both, and a failover loses nothing that was
+//! acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use emporix_gateway::config::{RedisSection, RedisTopology, Secret, SentinelSection};
+use emporix_gateway::session::Session;
+use emporix_gateway::store::redis::RedisStore;
+use emporix_gateway::store::{Saved, SessionStore, StoreError};
+
+use crate::fleet::{Cluster, PASSWORD, USER, Watched};
+use crate::store_contract::{holds_the_contract, session, tended};
+use crate::world::{World, eventually};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn section(topology: RedisTopology, nodes: Vec<String>) -> RedisSection {
+    let sentinel = SentinelSection { service: "shop".into(), ..SentinelSection::default() };
+    let password = Some(Secret::new(PASSWORD.to_owned()));
+    RedisSection { topology, nodes, sentinel, username: Some(USER.into()), password, ..RedisSection::default() }
+}
+
+/// Writes sessions until told to stop: those that were acknowledged, and the longest wait for any answer.
+fn write_on(
+    store: Arc<RedisStore>,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicUsize>,
+) -> tokio::task::JoinHandle<(Vec<Session>, Duration)> {
+    tokio::spawn(async move {
+        let (mut acknowledged, mut longest) = (Vec::new(), Duration::ZERO);
+        while !stop.load(Ordering::SeqCst) {
+            let (session, asked) = (session(), Instant::now());
+            match store.save(&session, HOUR).await {
+                Ok(Saved::Stored(1)) => {
+                    acknowledged.push(session);
+                    written.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(other) => panic!("{other}"),
+            }
+            longest = longest.max(asked.elapsed());
+        }
+        (acknowledged, longest)
+    })
+}
+
+/// Lets four writers write while `disturb` happens, and says which acknowledged sessions are gone afterwards.
+async fn lost_during(store: &Arc<RedisStore>, disturb: impl Future<Output = ()>) -> (usize, usize) {
+    eventually("the store answers", async || store.ping().await.is_ok()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = (0..4).map(|_| write_on(store.clone(), stop.clone(), written.clone())).collect();
+    eventually("they write", async || written.load(Ordering::SeqCst) > 100).await;
+    disturb.await;
+    let before = written.load(Ordering::SeqCst);
+    eventually("they write again", async || written.load(Ordering::SeqCst) > before + 100).await;
+    stop.store(true, Ordering::SeqCst);
+    let (mut written, mut lost) = (0, 0);
+    for writer in writers {
+        let (acknowledged, longest) = writer.await.unwrap();
+        assert!(longest < Duration::from_secs(2), "an answer took {longest:?}");
+        written += acknowledged.len();
+        for session in acknowledged {
+            let mut found = None;
+            eventually("the store can tell", async || {
+                found = store.load(&session.key).await.ok();
+                found.is_some()
+            })
+            .await;
+            lost += usize::from(found.flatten().is_none());
+        }
+    }
+    (written, lost)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_sentinel_the_contract_holds_and_a_failover_loses_nothing_acknowledged() {
+    let mut redis = Watched::start().await;
+    let store = tended(&section(RedisTopology::Sentinel, redis.nodes()));
+    holds_the_contract(&*store).await;
+    redis.kill_a_sentinel();
+    let (written, lost) = lost_during(&store, redis.fail_over()).await;
+    assert!(lost == 0, "{lost} of {written} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut redis = Cluster::start().await;
+    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    let store = tended(&section);
+    holds_the_contract(&*store).await;
+    let slots_move = async {
+        let moved = redis.move_slots().await;
+        assert!(!moved.contains("ERR"), "{moved}");
+    };
+    let (written, lost) = lost_during(&store, slots_move).await;
+    assert!(lost == 0, "{lost} of {written} lost while slots moved");
+    let (written, lost) = lost_during(&store, redis.fail_over()).await;
+    assert!(lost == 0, "{lost} of {written} lost by the failover");
+    eventually("invalidations are heard again", async || store.hears_invalidations()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_logs_nobody_out() {
+    let mut redis = Watched::start().await;
+    let world = World::builder()
+        .set("STORE__KIND", "redis")
+        .set("STORE__REDIS__TOPOLOGY", "sentinel")
+        .set("STORE__REDIS__NODES", serde_json::to_string(&redis.nodes()).unwrap())
+        .set("STORE__REDIS__SENTINEL__SERVICE", "shop")
+        .set("STORE__REDIS__USERNAME", USER)
+        .set("STORE__REDIS__PASSWORD", PASSWORD)
+        .set("STORE__SEAL__ACTIVE", "test")
+        .set("STORE__SEAL__KEYS", r#"[{"id": "test", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}]"#)
+        .replicas(2)
+        .start()
+        .await;
+    let (customer, gone) = (world.customer().await, world.customer().await);
+    let me = async |replica: usize, handle: &str| {
+        world.ask_replica(replica, "GET /customer/acme/me").bearer(handle).send().await
+    };
+    let logout = format!("GET /customer/acme/logout?accessToken={}", gone.tokens.access);
+    assert_eq!(world.ask(&logout).bearer(&gone.tokens.access).send().await.status, 204);
+    redis.fail_over().await;
+    for replica in [0, 1] {
+        eventually("it heals", async || {
+            let answer = me(replica, &customer.tokens.access).await;
+            assert!([200, 503].contains(&answer.status), "{}: {}", answer.status, answer.text);
+            assert_eq!(answer.cookies(), Vec::<String>::new());
+            answer.status == 200
+        })
+        .await;
+        assert_eq!(me(replica, &gone.tokens.access).await.status, 401, "a logout outlives the primary");
+    }
+    let acknowledged = r#"gateway_store_replication_total{outcome="acknowledged"}"#;
+    assert!(world.gateway().metric(acknowledged) > 0.0, "logins waited for the replica");
+}
