@@ -210,7 +210,9 @@ impl From<IdentityError> for GatewayError {
             IdentityError::Refused(refusal) => Self::Refused(refusal),
             IdentityError::AuthorizerRefused => Self::IdentityUnavailable("the authorizing token was refused"),
             IdentityError::RateLimited { retry_after } => Self::RateLimited { retry_after: retry_after.unwrap_or(5) },
-            IdentityError::Unavailable(reason) | IdentityError::Unknown(reason) => Self::IdentityUnavailable(reason),
+            IdentityError::Unavailable(reason) | IdentityError::Failed(reason) | IdentityError::Unknown(reason) => {
+                Self::IdentityUnavailable(reason)
+            }
             IdentityError::BrokenOff => Self::IdentityUnreadable("broken off"),
             IdentityError::Unreadable(reason) => Self::IdentityUnreadable(reason),
         }

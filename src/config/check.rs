@@ -7,10 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::Config;
-use super::sections::{
-    CookieSection, ForeignBearerMode, RedisSection, RedisTopology, SaasAlgorithm, SaasTokenMode, SameSite, SealSection,
-    StoreKind, TenantSection,
-};
+use super::sections::{CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, TenantSection};
+use super::store::{RedisSection, RedisTopology, SealSection, StoreKind};
 
 /// Every contradiction, as key and message.
 pub(super) fn faults(config: &Config) -> Vec<(String, String)> {

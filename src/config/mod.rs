@@ -4,6 +4,7 @@
 pub mod routes;
 pub mod secret;
 pub mod sections;
+pub mod store;
 
 mod check;
 mod tree;
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 pub use secret::Secret;
 pub use sections::*;
+pub use store::*;
 
 use crate::session::TenantId;
 use tree::{Origin, Tree};

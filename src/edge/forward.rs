@@ -3,6 +3,7 @@
 //! renewed and the request repeated; and it lets go of a stream as soon as its session ends.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -55,6 +56,25 @@ impl Passage<'_> {
     }
 }
 
+/// A request that is being repeated. Repeats are a share of what is under way: an API that takes every token for over
+/// is not asked everything twice.
+struct Repeat<'g>(&'g AtomicUsize);
+
+impl<'g> Repeat<'g> {
+    fn begin(repeats: &'g AtomicUsize, under_way: usize) -> Option<Self> {
+        const ALWAYS: usize = 16;
+        let most = ALWAYS + under_way / 5;
+        let begun = repeats.try_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then(|| now + 1));
+        begun.is_ok().then(|| Self(repeats))
+    }
+}
+
+impl Drop for Repeat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Why an exchange with the API did not bring a head.
 enum Failure {
     /// The pooled connection was closed before the API read the request.
@@ -73,7 +93,7 @@ impl Gateway {
         mut upload: Upload,
     ) -> Result<Ended, GatewayError> {
         let mut permit = passage.permit.clone();
-        let mut renewed = false;
+        let mut repeat: Option<Repeat<'_>> = None;
         loop {
             let mut line = match self.first_head(http, &passage, &permit, &mut upload).await {
                 Ok(line) => line,
@@ -82,15 +102,18 @@ impl Gateway {
                 Err(Failure::Other(error)) => return Err(error),
             };
             let refused = line.session.get_status() == Some(StatusCode::UNAUTHORIZED);
-            if !refused || renewed || !upload.is_replayable() {
+            if !refused || repeat.is_some() || !upload.is_replayable() {
                 return self.relay(http, line, &passage, &permit, upload, Vec::new()).await;
             }
             let (body, complete) = read_refusal(&mut line).await?;
-            if complete && means_expired(line.session.resp_header(), &body.concat()) {
+            if complete
+                && means_expired(line.session.resp_header(), &body.concat())
+                && let Some(leave) = Repeat::begin(&self.repeats, self.under_way())
+            {
                 let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
                 if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await {
                     self.upstream.release(line).await;
-                    (permit, renewed) = (fresh, true);
+                    (permit, repeat) = (fresh, Some(leave));
                     continue;
                 }
             }
@@ -338,6 +361,15 @@ mod tests {
         assert!(means_expired(Some(&encoded(None)), FAULT));
         assert!(!means_expired(Some(&encoded(Some("gzip"))), FAULT));
         assert!(!means_expired(Some(&encoded(Some("br"))), FAULT));
+    }
+
+    #[test]
+    fn repeats_are_a_share_of_what_is_under_way() {
+        let repeats = AtomicUsize::new(0);
+        let begun: Vec<_> = (0..100).map_while(|_| Repeat::begin(&repeats, 50)).collect();
+        assert_eq!(begun.len(), 26);
+        drop(begun);
+        assert!(Repeat::begin(&repeats, 0).is_some());
     }
 
     #[test]

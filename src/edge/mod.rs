@@ -61,6 +61,8 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     options: HttpServerOptions,
     under_way: AtomicUsize,
+    /// Requests that are being repeated with renewed tokens.
+    repeats: AtomicUsize,
     draining: AtomicBool,
 }
 
@@ -106,6 +108,7 @@ impl Gateway {
             metrics,
             options,
             under_way: AtomicUsize::new(0),
+            repeats: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         })
     }

@@ -167,7 +167,8 @@ pub fn read_error(status: u16, retry_after: Option<u64>, body: &[u8]) -> Identit
         429 => IdentityError::RateLimited { retry_after },
         408 => IdentityError::Unavailable("request timeout"),
         400..=499 => IdentityError::Refused(Box::new(refusal(status, body))),
-        _ => IdentityError::Unavailable("server error"),
+        502..=504 => IdentityError::Unavailable("out of service"),
+        _ => IdentityError::Failed("server error"),
     }
 }
 

@@ -9,8 +9,10 @@ use async_trait::async_trait;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::answer::{is_identifier, read_error};
+use super::breaker::Breakers;
 use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued};
 use crate::clock::Clock;
 use crate::session::{SiteContext, TenantId, Token};
@@ -24,6 +26,8 @@ pub struct Emporix {
     client: Client,
     base: Url,
     client_ids: HashMap<TenantId, String>,
+    breakers: Breakers,
+    calls: Queue,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
@@ -59,7 +63,8 @@ impl Emporix {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, url::ParseError> {
-        Ok(Self { client, base: Url::parse(base_url)?, client_ids, clock, metrics })
+        let breakers = Breakers::new(client_ids.keys(), clock.clone(), metrics.clone());
+        Ok(Self { client, base: Url::parse(base_url)?, client_ids, breakers, calls: Queue::default(), clock, metrics })
     }
 
     fn url<'q>(&self, path: &[&str], query: impl IntoIterator<Item = (&'q str, Option<&'q str>)>) -> Url {
@@ -84,10 +89,13 @@ impl Emporix {
         self.client_ids.get(tenant).map(String::as_str)
     }
 
-    /// Makes the call once and reads its whole answer.
-    async fn call(&self, call: EmporixCall, request: Call<'_>) -> Result<Vec<u8>, IdentityError> {
+    /// Makes the call once, if its breaker allows, and reads its whole answer.
+    async fn call(&self, tenant: &TenantId, call: EmporixCall, request: Call<'_>) -> Result<Vec<u8>, IdentityError> {
+        let leave = self.breakers.ask(tenant, call)?;
+        let _turn = self.calls.turn().await?;
         let started = Instant::now();
         let answer = self.exchange(request).await;
+        leave.settle(&answer);
         self.metrics.emporix_seconds.record(call, started.elapsed());
         let outcome = match &answer {
             Ok(_) => CallOutcome::Success,
@@ -122,9 +130,36 @@ impl Emporix {
         read_answer(answer).await
     }
 
-    async fn issue(&self, call: EmporixCall, request: Call<'_>) -> Result<Issued, IdentityError> {
-        let body = self.call(call, request).await?;
+    async fn issue(&self, tenant: &TenantId, call: EmporixCall, request: Call<'_>) -> Result<Issued, IdentityError> {
+        let body = self.call(tenant, call, request).await?;
         Issued::read(&body, self.clock.now())
+    }
+}
+
+/// Lets so many calls be made at once, and so many wait for their turn: when Emporix returns, what has piled up comes
+/// to it piece by piece.
+struct Queue {
+    places: Semaphore,
+    turns: Semaphore,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        const AT_ONCE: usize = 128;
+        const WAITING: usize = 4_096;
+        Self { places: Semaphore::new(AT_ONCE + WAITING), turns: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl Queue {
+    async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), IdentityError> {
+        const LONGEST_WAIT: Duration = Duration::from_secs(2);
+        const TOO_MANY: IdentityError = IdentityError::Failed("too many calls are waiting");
+        let place = self.places.try_acquire().map_err(|_| TOO_MANY)?;
+        match tokio::time::timeout(LONGEST_WAIT, self.turns.acquire()).await {
+            Ok(Ok(turn)) => Ok((turn, place)),
+            _ => Err(TOO_MANY),
+        }
     }
 }
 
@@ -184,7 +219,7 @@ impl IdentityProvider for Emporix {
             ("targetLocation", site.target_location.as_deref()),
         ];
         let url = self.url(&["customerlogin", "auth", "anonymous", "login"], query);
-        let issued = self.issue(EmporixCall::AnonymousLogin, Call::new(Method::GET, url, None)).await?;
+        let issued = self.issue(tenant, EmporixCall::AnonymousLogin, Call::new(Method::GET, url, None)).await?;
         named(issued)
     }
 
@@ -195,7 +230,7 @@ impl IdentityProvider for Emporix {
             ("refresh_token", Some(refresh.expose())),
         ];
         let url = self.url(&["customerlogin", "auth", "anonymous", "refresh"], query);
-        self.issue(EmporixCall::AnonymousRefresh, Call::new(Method::GET, url, None)).await
+        self.issue(tenant, EmporixCall::AnonymousRefresh, Call::new(Method::GET, url, None)).await
     }
 
     async fn login(&self, tenant: &TenantId, grant: &Grant, authorizer: &Token) -> Result<Issued, IdentityError> {
@@ -230,7 +265,7 @@ impl IdentityProvider for Emporix {
                 Call::new(Method::GET, url(&["signup", "optin", token.as_str()], &[]), Some(authorizer))
             }
         };
-        self.issue(EmporixCall::Login, call).await
+        self.issue(tenant, EmporixCall::Login, call).await
     }
 
     async fn refresh(
@@ -242,12 +277,12 @@ impl IdentityProvider for Emporix {
     ) -> Result<Issued, IdentityError> {
         let query = [("refreshToken", Some(refresh.expose())), ("legalEntityId", legal_entity_id)];
         let url = self.url(&["customer", tenant.as_str(), "refreshauthtoken"], query);
-        self.issue(EmporixCall::Refresh, Call::new(Method::GET, url, Some(authorizer))).await
+        self.issue(tenant, EmporixCall::Refresh, Call::new(Method::GET, url, Some(authorizer))).await
     }
 
     async fn revoke(&self, tenant: &TenantId, access: &Token) -> Result<(), IdentityError> {
         let url = self.url(&["customer", tenant.as_str(), "logout"], [("accessToken", Some(access.expose()))]);
-        match self.call(EmporixCall::Revoke, Call::new(Method::GET, url, Some(access))).await {
+        match self.call(tenant, EmporixCall::Revoke, Call::new(Method::GET, url, Some(access))).await {
             Ok(_) | Err(IdentityError::AuthorizerRefused | IdentityError::Unreadable("an empty answer")) => Ok(()),
             Err(error) => Err(error),
         }
@@ -255,9 +290,10 @@ impl IdentityProvider for Emporix {
 
     async fn introspect(&self, tenant: &TenantId, access: &Token) -> Result<Introspection, IdentityError> {
         let get = |path: &[&str]| Call::new(Method::GET, self.url(path, []), Some(access));
-        let validity =
-            self.call(EmporixCall::Introspect, get(&["customer", tenant.as_str(), "validateauthtoken"])).await?;
-        let profile = self.call(EmporixCall::Introspect, get(&["customer", tenant.as_str(), "me"])).await?;
+        let validity = self
+            .call(tenant, EmporixCall::Introspect, get(&["customer", tenant.as_str(), "validateauthtoken"]))
+            .await?;
+        let profile = self.call(tenant, EmporixCall::Introspect, get(&["customer", tenant.as_str(), "me"])).await?;
         let (validity, profile): (Value, Value) = (
             serde_json::from_slice(&validity).unwrap_or_default(),
             serde_json::from_slice(&profile).unwrap_or_default(),

@@ -2,6 +2,7 @@
 //! Every answer is typed and bounded before it leaves this room; an error here never carries a token or a URL.
 
 pub mod answer;
+mod breaker;
 pub mod emporix;
 pub mod keys;
 
@@ -118,6 +119,9 @@ pub enum IdentityError {
     /// Nothing was issued: the call did not get through, or Emporix said that it cannot serve it.
     #[error("Emporix cannot serve the call: {0}")]
     Unavailable(&'static str),
+    /// Nothing was issued: Emporix failed at this very call.
+    #[error("Emporix failed at the call: {0}")]
+    Failed(&'static str),
     /// The call was sent and no complete answer came: a token may have been spent.
     #[error("the call was sent and its answer lost: {0}")]
     Unknown(&'static str),
@@ -127,6 +131,14 @@ pub enum IdentityError {
     /// A complete answer that is no token answer.
     #[error("Emporix answered nonsense: {0}")]
     Unreadable(&'static str),
+}
+
+impl IdentityError {
+    /// Whether the next call is likely to fare no better.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Unknown(_) | Self::BrokenOff)
+    }
 }
 
 /// Issues, renews and revokes tokens. No implementation repeats a call on its own.

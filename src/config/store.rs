@@ -1,0 +1,168 @@
+//! The configuration's shape where sessions live: the store, Redis and its keys, and the hot cache.
+//! The doc comment of a field is its manual, as in `sections.rs`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::secret::Secret;
+
+/// Where sessions live.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSection {
+    /// Which store.
+    pub kind: StoreKind,
+    /// The embedded store.
+    pub memory: MemorySection,
+    /// The Redis store.
+    pub redis: RedisSection,
+    /// Keys that seal records; needed by the Redis store.
+    pub seal: SealSection,
+}
+
+/// Which store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    /// In this process: one replica, sessions end with it.
+    #[default]
+    Memory,
+    /// In Redis.
+    Redis,
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySection {
+    /// Sessions kept at most; a new one over that is a 503.
+    pub max_sessions: usize,
+}
+
+impl Default for MemorySection {
+    fn default() -> Self {
+        Self { max_sessions: 200_000 }
+    }
+}
+
+/// The Redis store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisSection {
+    /// How Redis is deployed.
+    pub topology: RedisTopology,
+    /// `redis://` or `rediss://` address of the one server of `standalone`; or `url_file`.
+    pub url: Option<Secret>,
+    /// Addresses, without credentials, of the Sentinels of `sentinel` or of some nodes of `cluster`.
+    pub nodes: Vec<String>,
+    /// What Sentinel is asked, and how.
+    pub sentinel: SentinelSection,
+    /// ACL user, where the address names none.
+    pub username: Option<String>,
+    /// Its password; or `password_file`.
+    pub password: Option<Secret>,
+    /// PEM file with the certificates that `rediss://` trusts, in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Bound on connecting.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Bound on one command.
+    #[serde(with = "humantime_serde")]
+    pub response_timeout: Duration,
+    /// How long a session, its end or the intent to renew it waits for a replica of Redis to have it too, where there
+    /// is one; not at all when 0.
+    #[serde(with = "humantime_serde")]
+    pub replica_timeout: Duration,
+}
+
+impl Default for RedisSection {
+    fn default() -> Self {
+        Self {
+            topology: RedisTopology::default(),
+            url: None,
+            nodes: Vec::new(),
+            sentinel: SentinelSection::default(),
+            username: None,
+            password: None,
+            ca_file: None,
+            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_millis(200),
+            replica_timeout: Duration::from_millis(100),
+        }
+    }
+}
+
+/// How Redis is deployed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedisTopology {
+    /// One server, or one name that always leads to the primary.
+    #[default]
+    Standalone,
+    /// The primary that Sentinel names.
+    Sentinel,
+    /// A cluster.
+    Cluster,
+}
+
+/// What Sentinel is asked, and how.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SentinelSection {
+    /// The name under which Sentinel watches the primary.
+    pub service: String,
+    /// ACL user of the Sentinels themselves.
+    pub username: Option<String>,
+    /// Its password; or `password_file`.
+    pub password: Option<Secret>,
+}
+
+/// Keys that seal records.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SealSection {
+    /// The id of the key that seals.
+    pub active: String,
+    /// The keys that open.
+    pub keys: Vec<SealKeySection>,
+}
+
+/// One sealing key.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SealKeySection {
+    /// Its id, 1 to 16 letters, digits, dots and dashes; records carry it.
+    pub id: String,
+    /// 32 bytes in base64; or `secret_file`.
+    pub secret: Option<Secret>,
+}
+
+/// Sessions kept in memory, ready to inject.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HotCacheSection {
+    /// Memory bound, in bytes.
+    pub max_bytes: u64,
+    /// A session older than this is read again from the store.
+    #[serde(with = "humantime_serde")]
+    pub revalidate_after: Duration,
+    /// The same while other replicas' invalidations cannot be heard.
+    #[serde(with = "humantime_serde")]
+    pub revocation_staleness: Duration,
+    /// How long a session is served after its last verification while the store cannot answer.
+    #[serde(with = "humantime_serde")]
+    pub hot_grace: Duration,
+}
+
+impl Default for HotCacheSection {
+    fn default() -> Self {
+        Self {
+            max_bytes: 512 * 1024 * 1024,
+            revalidate_after: Duration::from_secs(30),
+            revocation_staleness: Duration::from_secs(5),
+            hot_grace: Duration::from_secs(60),
+        }
+    }
+}

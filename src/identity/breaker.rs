@@ -1,0 +1,221 @@
+//! Spares Emporix' token endpoints, and those who wait for them, while they are away: a breaker for each tenant and
+//! kind of call. It opens on outages only: a call that Emporix itself refuses or fails at says nothing about the next.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::IdentityError;
+use crate::clock::{Clock, Timestamp};
+use crate::session::TenantId;
+use crate::telemetry::{BreakerEvent, Dependency, EmporixCall, Label, Metrics};
+
+/// Outages in a row after which it opens.
+const MOST_OUTAGES: u32 = 5;
+
+/// How long it stays open at first and at most; each probe that fails doubles it.
+const OPEN_FOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// The longest `Retry-After` that is believed.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// The breakers of all tenants.
+pub(super) struct Breakers {
+    breakers: HashMap<TenantId, Vec<Mutex<Breaker>>>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Breaker {
+    outages: u32,
+    /// Nobody calls before this.
+    opens_at: Timestamp,
+    open_for: Duration,
+    probing: bool,
+    /// What it says meanwhile: Emporix asked for a pause, or is away.
+    limited: bool,
+}
+
+/// Leave to make one call.
+pub(super) struct Leave<'b> {
+    breakers: &'b Breakers,
+    breaker: &'b Mutex<Breaker>,
+    call: EmporixCall,
+    settled: bool,
+}
+
+impl Breakers {
+    pub(super) fn new<'t>(
+        tenants: impl Iterator<Item = &'t TenantId>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let closed = || EmporixCall::ALL.iter().map(|_| Mutex::default()).collect();
+        Self { breakers: tenants.map(|tenant| (tenant.clone(), closed())).collect(), clock, metrics }
+    }
+
+    /// Leave to make a call now. Once a pause is over one call goes ahead, and the others wait for how it fares.
+    pub(super) fn ask(&self, tenant: &TenantId, call: EmporixCall) -> Result<Leave<'_>, IdentityError> {
+        let unknown = IdentityError::Unavailable("an unknown tenant");
+        let breaker = self.breakers.get(tenant).and_then(|breakers| breakers.get(call.index())).ok_or(unknown)?;
+        let now = self.clock.now();
+        let mut state = lock(breaker);
+        let refusal = match () {
+            () if now < state.opens_at && state.limited => {
+                let seconds = state.opens_at.since(now).as_millis().div_ceil(1_000);
+                Some(IdentityError::RateLimited { retry_after: u64::try_from(seconds).ok() })
+            }
+            () if now < state.opens_at || state.probing => Some(IdentityError::Unavailable("its breaker is open")),
+            () => None,
+        };
+        if let Some(refusal) = refusal {
+            self.metrics.breakers.count(dependency(call), BreakerEvent::Refused);
+            return Err(refusal);
+        }
+        state.probing = state.outages >= MOST_OUTAGES;
+        Ok(Leave { breakers: self, breaker, call, settled: false })
+    }
+}
+
+impl Leave<'_> {
+    /// Takes note of how the call ended.
+    pub(super) fn settle<T>(mut self, answer: &Result<T, IdentityError>) {
+        self.settled = true;
+        let now = self.breakers.clock.now();
+        let mut state = lock(self.breaker);
+        state.probing = false;
+        match answer {
+            Err(IdentityError::RateLimited { retry_after }) => {
+                // A login may be limited for its account's sake, and others' logins must not suffer for it.
+                if self.call != EmporixCall::Login {
+                    let asked = Duration::from_secs(retry_after.unwrap_or(1)).min(LONGEST_HOLD);
+                    (state.opens_at, state.limited) = (now.after(asked), true);
+                }
+            }
+            Err(error) if error.is_outage() => self.note_outage(&mut state, now),
+            _ => {
+                if state.outages >= MOST_OUTAGES {
+                    self.breakers.metrics.breakers.count(dependency(self.call), BreakerEvent::Closed);
+                    tracing::info!(call = self.call.text(), "Emporix answers again");
+                }
+                *state = Breaker::default();
+            }
+        }
+    }
+
+    fn note_outage(&self, state: &mut Breaker, now: Timestamp) {
+        state.outages = state.outages.saturating_add(1);
+        if state.outages < MOST_OUTAGES {
+            return;
+        }
+        if state.outages == MOST_OUTAGES {
+            self.breakers.metrics.breakers.count(dependency(self.call), BreakerEvent::Opened);
+            tracing::warn!(call = self.call.text(), "Emporix is away; calls are held back");
+        }
+        state.open_for = (state.open_for * 2).clamp(OPEN_FOR.0, OPEN_FOR.1);
+        (state.opens_at, state.limited) = (now.after(jittered(state.open_for)), false);
+    }
+}
+
+impl Drop for Leave<'_> {
+    /// A probe that nobody waited for proves nothing; the next call is one.
+    fn drop(&mut self) {
+        if !self.settled {
+            lock(self.breaker).probing = false;
+        }
+    }
+}
+
+fn lock(breaker: &Mutex<Breaker>) -> MutexGuard<'_, Breaker> {
+    breaker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Between three quarters and the whole of `wait`: replicas do not probe together.
+fn jittered(wait: Duration) -> Duration {
+    let mut byte = [0];
+    // Without random bytes the wait is merely the same for all.
+    let _ = getrandom::fill(&mut byte);
+    wait - wait / 4 * u32::from(byte[0]) / 255
+}
+
+const fn dependency(call: EmporixCall) -> Dependency {
+    match call {
+        EmporixCall::AnonymousLogin => Dependency::AnonymousLogin,
+        EmporixCall::AnonymousRefresh => Dependency::AnonymousRefresh,
+        EmporixCall::Login => Dependency::Login,
+        EmporixCall::Refresh => Dependency::Refresh,
+        EmporixCall::Revoke => Dependency::Revoke,
+        EmporixCall::Introspect => Dependency::Introspect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ShiftedClock;
+
+    const OUTAGE: Result<(), IdentityError> = Err(IdentityError::Unknown("no answer in time"));
+
+    fn breakers() -> (Breakers, Arc<ShiftedClock>, TenantId) {
+        let (clock, tenant) = (Arc::new(ShiftedClock::default()), TenantId::parse("acme").unwrap());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        (Breakers::new([&tenant].into_iter(), clock.clone(), metrics), clock, tenant)
+    }
+
+    #[test]
+    fn it_opens_after_outages_in_a_row_and_lets_one_probe_through_at_a_time() {
+        let (breakers, clock, acme) = breakers();
+        let ask = || breakers.ask(&acme, EmporixCall::Refresh);
+        for _ in 0..MOST_OUTAGES {
+            ask().unwrap().settle(&OUTAGE);
+        }
+        assert!(matches!(ask(), Err(IdentityError::Unavailable(_))));
+        assert!(breakers.ask(&acme, EmporixCall::Login).is_ok(), "other calls are others");
+        clock.advance(OPEN_FOR.0);
+        let probe = ask().unwrap();
+        assert!(ask().is_err(), "one at a time");
+        probe.settle(&OUTAGE);
+        assert!(ask().is_err());
+        clock.advance(OPEN_FOR.1);
+        ask().unwrap().settle(&Ok(()));
+        let (first, second) = (ask(), ask());
+        assert!(first.is_ok() && second.is_ok(), "closed again");
+    }
+
+    #[test]
+    fn a_probe_that_nobody_waited_for_leaves_room_for_the_next() {
+        let (breakers, clock, acme) = breakers();
+        for _ in 0..MOST_OUTAGES {
+            breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&OUTAGE);
+        }
+        clock.advance(OPEN_FOR.0);
+        drop(breakers.ask(&acme, EmporixCall::Refresh).unwrap());
+        assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
+    }
+
+    #[test]
+    fn what_emporix_refuses_or_fails_at_is_no_outage() {
+        let (breakers, _, acme) = breakers();
+        for answer in [IdentityError::AuthorizerRefused, IdentityError::Failed("server error")] {
+            for _ in 0..3 * MOST_OUTAGES {
+                breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&Err::<(), _>(answer.clone()));
+            }
+        }
+        assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
+    }
+
+    #[test]
+    fn a_pause_that_emporix_asks_for_is_kept_and_passed_on() {
+        let (breakers, clock, acme) = breakers();
+        let limited = || Err::<(), _>(IdentityError::RateLimited { retry_after: Some(7) });
+        breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&limited());
+        clock.advance(Duration::from_secs(3));
+        let refused = breakers.ask(&acme, EmporixCall::Refresh);
+        assert!(matches!(refused, Err(IdentityError::RateLimited { retry_after: Some(4) })));
+        clock.advance(Duration::from_secs(4));
+        assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
+        breakers.ask(&acme, EmporixCall::Login).unwrap().settle(&limited());
+        assert!(breakers.ask(&acme, EmporixCall::Login).is_ok(), "one account's limit is not everybody's");
+    }
+}
