@@ -83,7 +83,7 @@ impl App {
         }
         runtime.block_on(gateway.resolve());
         let draining = Arc::new(AtomicBool::new(false));
-        let admin = Admin::new(broker.clone(), metrics, draining.clone());
+        let admin = Admin::new(broker.clone(), metrics, draining.clone(), config.admin.token.as_ref());
         runtime.spawn(async move { broker.listen().await });
         runtime.spawn({
             let gateway = gateway.clone();
@@ -172,7 +172,11 @@ fn store(
     runtime: &Runtime,
 ) -> Result<Arc<dyn SessionStore>, StartError> {
     match config.store.kind {
-        StoreKind::Memory => Ok(Arc::new(MemoryStore::new(clock.clone(), config.store.memory.max_sessions))),
+        StoreKind::Memory => {
+            let store = MemoryStore::new(clock.clone(), config.store.memory.max_sessions)
+                .map_err(|error| StartError::Unavailable(format!("store.memory: {error}")))?;
+            Ok(Arc::new(store))
+        }
         StoreKind::Redis => {
             let keyring = Keyring::new(&config.store.seal)
                 .ok_or_else(|| StartError::Config("store.seal: the keys cannot be used".to_owned()))?;

@@ -53,6 +53,18 @@ pub enum GatewayError {
     /// The route does not take this method.
     #[error("the route does not take this method")]
     MethodNotAllowed,
+    /// The operators' API was asked without its token.
+    #[error("the admin token is needed")]
+    AdminTokenRequired,
+    /// No session has the label that an operator named.
+    #[error("no session has this label")]
+    UnknownSession,
+    /// The store failed while an operator's revocation was under way.
+    #[error("the session store failed; {ended} sessions were ended before")]
+    RevocationIncomplete {
+        /// Sessions that had ended by then.
+        ended: u64,
+    },
     /// The body did not come in time.
     #[error("the request body did not come in time")]
     BodyTimeout,
@@ -107,9 +119,10 @@ impl GatewayError {
             | Self::SessionEnded
             | Self::SessionGone
             | Self::CustomerRequired
-            | Self::ReauthenticationRequired => 401,
+            | Self::ReauthenticationRequired
+            | Self::AdminTokenRequired => 401,
             Self::ProofRequired | Self::TenantMismatch | Self::VisitMismatch | Self::Denied => 403,
-            Self::UnknownTenant | Self::UnknownRoute => 404,
+            Self::UnknownTenant | Self::UnknownRoute | Self::UnknownSession => 404,
             Self::MethodNotAllowed => 405,
             Self::BodyTimeout => 408,
             Self::BodyTooLarge => 413,
@@ -119,7 +132,10 @@ impl GatewayError {
             Self::Refused(refusal) => refusal.status,
             Self::Internal(_) => 500,
             Self::IdentityUnreadable(_) | Self::UpstreamFailed(_) => 502,
-            Self::IdentityUnavailable(_) | Self::StoreUnavailable(_) | Self::LogoutUnconfirmed => 503,
+            Self::IdentityUnavailable(_)
+            | Self::StoreUnavailable(_)
+            | Self::LogoutUnconfirmed
+            | Self::RevocationIncomplete { .. } => 503,
             Self::UpstreamTimeout => 504,
         }
     }
@@ -142,6 +158,9 @@ impl GatewayError {
             Self::UnknownTenant => "unknown_tenant",
             Self::UnknownRoute => "unknown_route",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::AdminTokenRequired => "admin_token_required",
+            Self::UnknownSession => "unknown_session",
+            Self::RevocationIncomplete { .. } => "revocation_incomplete",
             Self::BodyTimeout => "body_timeout",
             Self::BodyTooLarge => "body_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
@@ -181,7 +200,10 @@ impl GatewayError {
     pub const fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after } => Some(*retry_after),
-            Self::IdentityUnavailable(_) | Self::StoreUnavailable(_) | Self::LogoutUnconfirmed => Some(2),
+            Self::IdentityUnavailable(_)
+            | Self::StoreUnavailable(_)
+            | Self::LogoutUnconfirmed
+            | Self::RevocationIncomplete { .. } => Some(2),
             _ => None,
         }
     }

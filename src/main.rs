@@ -1,5 +1,8 @@
-//! The gateway's program: arguments, configuration, logs, and then the app.
-//! Exit codes: 0 done, 64 the configuration or the command is faulty, 69 something it needs is not there.
+//! The gateway's program: arguments, configuration, logs, and then the app; or an operator's errand to one that runs.
+//! Exit codes: 0 done, 64 the configuration or the command is faulty, 69 something it needs is not there or refuses.
+
+#[path = "main/sessions.rs"]
+mod sessions;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,6 +14,7 @@ use emporix_gateway::app::{App, StartError};
 use emporix_gateway::clock::SystemClock;
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
+use sessions::Sessions;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -34,6 +38,9 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Prints the configuration as it takes effect, secrets masked.
     PrintConfig(ConfigFile),
+    /// Lists and ends sessions of a gateway that runs.
+    #[command(subcommand)]
+    Sessions(Sessions),
 }
 
 #[derive(Args)]
@@ -63,19 +70,22 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<(), (u8, String)> {
-    let (Command::Serve(file) | Command::CheckConfig(file) | Command::PrintConfig(file)) = command;
-    let config = config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))?;
     match command {
-        Command::Serve(_) => serve(&config),
-        Command::CheckConfig(_) => {
-            emporix_gateway::app::check(&config).map_err(|error| (FAULTY, error))?;
+        Command::Serve(file) => serve(&load(file)?),
+        Command::CheckConfig(file) => {
+            emporix_gateway::app::check(&load(file)?).map_err(|error| (FAULTY, error))?;
             say(&format!("{}: ok", file.config.display()))
         }
-        Command::PrintConfig(_) => {
-            let text = serde_saphyr::to_string(&config).map_err(|error| (FAULTY, error.to_string()))?;
+        Command::PrintConfig(file) => {
+            let text = serde_saphyr::to_string(&load(file)?).map_err(|error| (FAULTY, error.to_string()))?;
             say(text.trim_end())
         }
+        Command::Sessions(errand) => say(&sessions::run(errand, std::env::vars().collect())?),
     }
+}
+
+fn load(file: &ConfigFile) -> Result<Config, (u8, String)> {
+    config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
 fn serve(config: &Config) -> Result<(), (u8, String)> {

@@ -68,7 +68,7 @@ labels! {
         Unavailable = "unavailable", Unknown = "unknown", Lost = "lost",
     }
     /// What was asked of the store.
-    StoreOperation { Load = "load", Save = "save", Remove = "remove", Lease = "lease", Index = "index" }
+    StoreOperation { Load = "load", Save = "save", Remove = "remove", Lease = "lease", Index = "index", Walk = "walk" }
     /// How it answered.
     StoreOutcome { Success = "success", Conflict = "conflict", Failed = "failed" }
     /// What the hot cache did for a request.
@@ -77,7 +77,7 @@ labels! {
     SessionEvent {
         VisitorBorn = "visitor_born", CustomerSignedIn = "customer_signed_in", CustomerAdopted = "customer_adopted",
         LoggedOut = "logged_out", RevokedElsewhere = "revoked_elsewhere", CustomerLost = "customer_lost",
-        RefreshReused = "refresh_reused",
+        RefreshReused = "refresh_reused", RevokedByOperator = "revoked_by_operator",
     }
     /// A call of Emporix' token endpoints.
     EmporixCall {

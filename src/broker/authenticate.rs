@@ -297,7 +297,7 @@ impl Broker {
                 })
                 .await;
             if let Err(error) = touched {
-                tracing::debug!(session = %key, %error, "the use of a session could not be recorded");
+                tracing::debug!(session = %broker.label(&key), %error, "the use of a session could not be recorded");
             }
         });
     }

@@ -183,7 +183,7 @@ impl Broker {
             Change::Save
         });
         if let Err(error) = undone.await {
-            tracing::warn!(session = %session.key, %error, "a sign-in that failed could not be undone");
+            tracing::warn!(session = %self.label(&session.key), %error, "a sign-in that failed could not be undone");
         }
     }
 

@@ -4,12 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Broker, Credential, Permit};
+use super::{Broker, Credential, Permit, Revoked};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
-use crate::identity::IdentityError;
 use crate::session::{ReadySession, Scope, Session, SessionKey, TenantId, Token};
-use crate::store::CustomerName;
+use crate::store::{CustomerName, StoreError};
 use crate::telemetry::SessionEvent;
 
 impl Broker {
@@ -37,7 +36,7 @@ impl Broker {
     ) -> Result<(), GatewayError> {
         let ready = self.customer_session(tenant, credential).await?;
         let (customer, epoch) = (customer_of(&ready)?, self.clock.now());
-        let others = self.revoke_all(&customer, None, epoch).await;
+        let others = self.revoke_all_elsewhere(&customer, None, epoch).await;
         if others.is_err() {
             self.revoke_all_behind(customer, None, epoch);
         }
@@ -53,13 +52,23 @@ impl Broker {
         }
     }
 
-    /// As [`Broker::revoke_all`], again until the store takes it.
+    /// As [`Broker::revoke_all`], at the customer's own wish.
+    async fn revoke_all_elsewhere(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        except: Option<SessionKey>,
+        epoch: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.revoke_all(customer, except, epoch, SessionEvent::RevokedElsewhere, &mut Revoked::default()).await
+    }
+
+    /// As [`Broker::revoke_all_elsewhere`], again until the store takes it.
     fn revoke_all_behind(self: &Arc<Self>, customer: CustomerName, except: Option<SessionKey>, epoch: Timestamp) {
         const ATTEMPTS: u32 = 600;
         let broker = self.clone();
         self.runtime.spawn(async move {
             for _ in 0..ATTEMPTS {
-                match broker.revoke_all(&customer, except, epoch).await {
+                match broker.revoke_all_elsewhere(&customer, except, epoch).await {
                     Ok(()) => return,
                     Err(error) => {
                         tracing::warn!(tenant = %customer.tenant, %error, "a customer's sessions are not ended yet");
@@ -73,14 +82,16 @@ impl Broker {
 
     /// Ends what the customer signed in up to `epoch`, but `except`. The epoch is raised first: it ends the logins that
     /// are under way.
-    async fn revoke_all(
+    pub(super) async fn revoke_all(
         self: &Arc<Self>,
         customer: &CustomerName,
         except: Option<SessionKey>,
         epoch: Timestamp,
-    ) -> Result<(), GatewayError> {
+        event: SessionEvent,
+        revoked: &mut Revoked,
+    ) -> Result<(), StoreError> {
         self.store.raise_epoch(customer, epoch, self.store.limits().absolute).await?;
-        self.end_sessions_of(customer, except, epoch).await
+        self.end_sessions_of(customer, except, epoch, event, revoked).await
     }
 
     async fn customer_session(
@@ -108,11 +119,11 @@ impl Broker {
             self.revoke_behind(ready.tenant.clone(), access);
         }
         if let Err(error) = removed {
-            tracing::warn!(session = %ready.key, %error, "a logout waits for the session store");
+            tracing::warn!(session = %self.label(&ready.key), %error, "a logout waits for the session store");
             self.remove_behind(ready.key);
             return Err(GatewayError::LogoutUnconfirmed);
         }
-        tracing::info!(session = %ready.key, tenant = %ready.tenant, "logged out");
+        tracing::info!(session = %self.label(&ready.key), tenant = %ready.tenant, "logged out");
         Ok(())
     }
 
@@ -121,25 +132,43 @@ impl Broker {
         customer: &CustomerName,
         except: Option<SessionKey>,
         epoch: Timestamp,
-    ) -> Result<(), GatewayError> {
+        event: SessionEvent,
+        revoked: &mut Revoked,
+    ) -> Result<(), StoreError> {
         for key in self.store.customer(customer).await?.keys {
             if Some(key) == except {
                 continue;
             }
             let Some(session) = self.store.load_record(&key).await? else { continue };
-            let meant = session.customer.as_ref().is_some_and(|half| {
-                half.signed_in_at <= epoch && CustomerName::of(session.tenant.clone(), &half.customer_id) == *customer
-            });
-            if !meant {
-                continue;
-            }
-            self.store.remove(&key).await?;
-            self.announce_end(key);
-            self.metrics.sessions.count(SessionEvent::RevokedElsewhere);
-            if let Some(access) = customer_token(&session) {
-                self.revoke_behind(session.tenant, access);
+            if customer.owns(&session) && session.signed_in_at() <= Some(epoch) {
+                self.end_found(&key, Some(session), event, revoked).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Ends a session that was found in the store. Where the store cannot be told it is refused here, and told later.
+    pub(super) async fn end_found(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        found: Option<Session>,
+        event: SessionEvent,
+        revoked: &mut Revoked,
+    ) -> Result<(), StoreError> {
+        let removed = self.store.remove(key).await;
+        self.announce_end(*key);
+        if let Some(session) = &found
+            && let Some(access) = customer_token(session)
+            && !self.revoke_behind(session.tenant.clone(), access)
+        {
+            revoked.tokens_left_to_expire += 1;
+        }
+        if removed.is_err() {
+            self.remove_behind(*key);
+            return removed;
+        }
+        self.metrics.sessions.count(event);
+        revoked.ended += 1;
         Ok(())
     }
 
@@ -162,29 +191,11 @@ impl Broker {
             for _ in 0..ATTEMPTS {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 if broker.store.remove(&key).await.is_ok() {
-                    tracing::info!(session = %key, "a logout that waited is confirmed");
+                    tracing::info!(session = %broker.label(&key), "a logout that waited is confirmed");
                     return;
                 }
             }
-            tracing::error!(session = %key, "a logout was never confirmed by the session store");
-        });
-    }
-
-    /// Tells Emporix that a token is over; bounded, and of no consequence for the client.
-    pub(super) fn revoke_behind(self: &Arc<Self>, tenant: TenantId, access: Token) {
-        let broker = self.clone();
-        self.runtime.spawn(async move {
-            for attempt in 0..broker.settings.revoke_attempts {
-                match broker.identity.revoke(&tenant, &access).await {
-                    Ok(()) => return,
-                    Err(IdentityError::Refused(refusal)) => {
-                        tracing::debug!(%tenant, status = refusal.status, "Emporix does not know the token any more");
-                        return;
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(250 << attempt.min(6))).await,
-                }
-            }
-            tracing::warn!(%tenant, "Emporix could not be told of a logout");
+            tracing::error!(session = %broker.label(&key), "a logout was never confirmed by the session store");
         });
     }
 }

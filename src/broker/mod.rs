@@ -9,10 +9,12 @@ mod granted;
 mod guest;
 mod login;
 mod logout;
+mod operator;
 mod permit;
 mod redeem;
 mod refresh;
 mod rejections;
+mod revocations;
 mod visitor;
 
 use std::collections::HashMap;
@@ -20,12 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, broadcast};
 
 pub use authenticate::{Demand, SessionView};
 pub use granted::Granted;
 pub use login::LoginOptions;
+pub use operator::{CustomerListing, Revocation, Revoked, SessionSummary};
 pub use permit::Permit;
 
 pub use crate::identity::answer::is_expiry_fault;
@@ -36,13 +39,14 @@ use crate::config::{RefreshAuthorizer, RefreshReuse};
 use crate::error::GatewayError;
 use crate::identity::IdentityProvider;
 use crate::identity::keys::SaasVerifier;
-use crate::session::{Handle, Scope, SessionKey, SiteContext, TenantId, Token};
+use crate::session::{Handle, Scope, SessionKey, SessionLabel, SiteContext, TenantId, Token};
 use crate::store::{Invalidation, LayeredStore, StoreError};
 use crate::telemetry::Metrics;
 use adopt::Adoptions;
 use flights::Flights;
 use guest::GuestTokens;
 use rejections::Rejections;
+use revocations::Revocations;
 
 /// What a client presents.
 #[derive(Debug)]
@@ -95,6 +99,9 @@ pub struct Broker {
     flights: Flights,
     rejections: Rejections,
     adoptions: Adoptions,
+    revocations: Revocations,
+    /// Turns of operators' revocations.
+    operators: Arc<Semaphore>,
     settings: BrokerSettings,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -127,6 +134,8 @@ impl Broker {
             flights,
             rejections,
             adoptions,
+            revocations: Revocations::default(),
+            operators: Arc::new(Semaphore::new(operator::MOST_REVOCATIONS)),
             settings,
             clock,
             metrics,
@@ -191,6 +200,11 @@ impl Broker {
     fn reassert_ends_behind(self: &Arc<Self>) {
         let broker = self.clone();
         self.runtime.spawn(async move { broker.store.reassert_ends().await });
+    }
+
+    /// The label of a session: what log lines show of it.
+    fn label(&self, key: &SessionKey) -> SessionLabel {
+        self.store.labels().session(key)
     }
 
     fn announce_end(&self, key: SessionKey) {

@@ -62,7 +62,7 @@ impl Broker {
         let redeemed = self.redeem_if_due(lease, owner, seen, ask, orphan).await;
         self.metrics.refreshes.count(half(lease.scope), redeemed.outcome);
         if let Err(error) = self.store.release(lease, owner, redeemed.settled).await {
-            tracing::warn!(session = %lease.key, %error, "a lease could not be released; it ends by itself");
+            tracing::warn!(session = %self.label(&lease.key), %error, "a lease could not be released; it ends by itself");
         }
         redeemed.renewal
     }
@@ -213,7 +213,7 @@ impl Broker {
                     return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
                 }
                 Err(error) if attempt == ATTEMPTS => {
-                    tracing::error!(session = %redeemed.key, %error, "renewed tokens could not be saved");
+                    tracing::error!(session = %self.label(&redeemed.key), %error, "renewed tokens could not be saved");
                     let renewal = Renewal::Failed(error.into());
                     return Redeemed { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Lost };
                 }
@@ -230,20 +230,20 @@ impl Broker {
     /// Emporix refused the refresh token. Another replica may have won; if not, the half is over.
     async fn reject(&self, refused: &Session, scope: Scope) -> Redeemed {
         if scope == Scope::Customer && self.rejections.are_a_burst(self.clock.now()) {
-            tracing::error!(session = %refused.key, "Emporix refuses refreshes of many sessions at once; none is ended");
+            tracing::error!(session = %self.label(&refused.key), "Emporix refuses refreshes of many sessions at once; none is ended");
             let renewal = Renewal::Failed(GatewayError::IdentityUnavailable("refreshes of many sessions are refused"));
             return Redeemed::known(renewal, RefreshOutcome::Unavailable);
         }
         let renewal = self.end_half(refused, scope).await;
         if matches!(renewal, Renewal::Ended) && scope == Scope::Customer {
-            tracing::info!(session = %refused.key, tenant = %refused.tenant, "Emporix refused the refresh; the customer's half ended");
+            tracing::info!(session = %self.label(&refused.key), tenant = %refused.tenant, "Emporix refused the refresh; the customer's half ended");
         }
         Redeemed::known(renewal, RefreshOutcome::Rejected)
     }
 
     /// The recovery of an unsettled refresh was unsettled as well: the half ends cleanly.
     async fn lose(&self, session: &Session, scope: Scope) -> Redeemed {
-        tracing::warn!(session = %session.key, tenant = %session.tenant, "a refresh token was lost");
+        tracing::warn!(session = %self.label(&session.key), tenant = %session.tenant, "a refresh token was lost");
         Redeemed::known(self.end_half(session, scope).await, RefreshOutcome::Lost)
     }
 

@@ -202,7 +202,7 @@ impl Broker {
     /// A refresh handle was used long after it was replaced: somebody else may hold a copy.
     pub(super) fn note_reuse(self: &Arc<Self>, ready: &ReadySession) {
         self.metrics.sessions.count(SessionEvent::RefreshReused);
-        tracing::warn!(session = %ready.key, tenant = %ready.tenant, "a replaced refresh handle was used again");
+        tracing::warn!(session = %self.label(&ready.key), tenant = %ready.tenant, "a replaced refresh handle was used again");
         if self.settings.refresh_reuse == RefreshReuse::EndSession {
             self.end_behind(ready.key);
         }

@@ -44,6 +44,9 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     if config.listen.public == config.admin.listen && config.admin.listen.port() != 0 {
         fault("admin.listen", "expected another address than listen.public");
     }
+    if config.admin.token.as_ref().is_some_and(|token| !is_admin_token(token.expose())) {
+        fault("admin.token", "expected 16 to 256 printable characters without spaces (openssl rand -hex 32)");
+    }
     check_cookie(config, &config.cookie, &mut fault);
     if config.store.kind == StoreKind::Redis {
         check_redis(&config.store.redis, &mut fault);
@@ -60,6 +63,11 @@ fn is_base_url(text: &str) -> bool {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     rest.and_then(|rest| rest.parse::<http::uri::Authority>().ok())
         .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+}
+
+/// Long enough not to be guessed, and fit for a header.
+fn is_admin_token(token: &str) -> bool {
+    (16..=256).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(&str, &str)) {

@@ -27,12 +27,13 @@ use tree::{Origin, Tree};
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
 
 /// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 5] = [
+const SECRET_PATHS: [&str; 6] = [
     "tenants.*.saas_token.secret",
     "store.redis.url",
     "store.redis.password",
     "store.redis.sentinel.password",
     "store.seal.keys.*.secret",
+    "admin.token",
 ];
 
 /// One thing that is wrong with a configuration.
@@ -293,6 +294,16 @@ mod tests {
             shown.starts_with("environment EMPORIX_GATEWAY__LISTEN__THREADS: listen.threads: invalid type"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn an_admin_token_that_can_be_guessed_or_sent_in_no_header_is_a_fault() {
+        let text = |token: &str| format!("tenants:\n  acme:\n    client_id: x\nadmin:\n  token: {token}\n");
+        for bad in ["''", "fifteen-letters", "sixteen letters and more", "sixteen-létters-and-more"] {
+            let shown = faults_of(&text(bad));
+            assert!(shown.starts_with("gateway.yaml:5:3: admin.token: expected 16 to 256"), "{shown}");
+        }
+        assert!(parse("f", &text("sixteen-letters!"), std::iter::empty()).is_ok());
     }
 
     #[test]

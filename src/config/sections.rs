@@ -462,10 +462,12 @@ pub enum LogLevel {
 pub struct AdminSection {
     /// Its address.
     pub listen: SocketAddr,
+    /// What opens `/admin/sessions`, as a bearer token; or `token_file`. Without, there is no such path.
+    pub token: Option<Secret>,
 }
 
 impl Default for AdminSection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)), token: None }
     }
 }

@@ -1,5 +1,5 @@
-//! The operators' listener: liveness, readiness, start-up, metrics.
-//! Nothing of it answers on the public listener, and it shows no session.
+//! The operators' listener: liveness, readiness, start-up, metrics, and sessions to those who hold the admin token.
+//! Nothing of it answers on the public listener.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,10 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
+use super::operator::Sessions;
 use super::respond::Answer;
 use crate::broker::Broker;
+use crate::config::Secret;
 use crate::error::GatewayError;
 use crate::telemetry::Metrics;
 
@@ -21,17 +23,27 @@ pub struct Admin {
     broker: Arc<Broker>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
+    sessions: Option<Sessions>,
 }
 
 impl Admin {
-    /// An admin listener; `draining` makes it say that no more requests should come.
+    /// An admin listener; `draining` makes it say that no more requests should come. It tells of sessions only to who
+    /// holds `token`.
     #[must_use]
-    pub const fn new(broker: Arc<Broker>, metrics: Arc<Metrics>, draining: Arc<AtomicBool>) -> Self {
-        Self { broker, metrics, draining }
+    pub fn new(broker: Arc<Broker>, metrics: Arc<Metrics>, draining: Arc<AtomicBool>, token: Option<&Secret>) -> Self {
+        let sessions = token.map(|token| Sessions::new(broker.clone(), token));
+        Self { broker, metrics, draining, sessions }
     }
 
-    async fn answer(&self, method: &str, path: &str) -> Answer {
-        match (method, path) {
+    async fn answer(&self, http: &mut ServerSession) -> Answer {
+        let head = http.req_header();
+        if head.uri.path().starts_with("/admin/") {
+            return match &self.sessions {
+                Some(sessions) => sessions.answer(http).await,
+                None => Answer::problem(&GatewayError::UnknownRoute),
+            };
+        }
+        match (head.method.as_str(), head.uri.path()) {
             ("GET" | "HEAD", "/livez" | "/startupz" | "/healthz") => said(200, "ok"),
             ("GET" | "HEAD", "/readyz") => match (self.draining.load(Ordering::Acquire), self.broker.ready().await) {
                 (true, _) => said(503, "draining"),
@@ -65,8 +77,7 @@ impl HttpServerApp for Admin {
         }
         http.set_keepalive(Some(60));
         http.set_total_drain_timeout(Some(Duration::from_secs(2)));
-        let head = http.req_header();
-        let answer = self.answer(head.method.as_str(), head.uri.path()).await;
+        let answer = self.answer(&mut http).await;
         answer.write(&mut http).await.ok()?;
         let settings = HttpPersistentSettings::for_session(&http);
         let stream = http.finish().await.ok().flatten()?;

@@ -7,6 +7,7 @@ mod forward;
 mod headers;
 mod limits;
 mod listener;
+mod operator;
 mod own;
 mod proof;
 mod relay;

@@ -55,6 +55,9 @@ impl Answer {
         {
             body.insert("details".into(), serde_json::to_value(&refusal.details).unwrap_or_default());
         }
+        if let GatewayError::RevocationIncomplete { ended } = error {
+            body.insert("ended".into(), (*ended).into());
+        }
         if let Some((code, text)) = error.fault() {
             body.insert("fault".into(), serde_json::json!({"faultstring": text, "detail": {"errorcode": code}}));
         }

@@ -273,7 +273,8 @@ fn visit_header(headers: &HeaderMap) -> Result<Option<String>, GatewayError> {
     Ok(Some(text.to_owned()))
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Whether the body is said to be JSON.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
         value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
     })

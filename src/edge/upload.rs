@@ -1,6 +1,8 @@
 //! A request's body on its way up: held back when it is small, passed on piece by piece when it is not.
 //! Bounded in size and, where the gateway reads it itself, in time.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::Version;
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -71,19 +73,28 @@ impl Gateway {
 
     /// Reads a body of no more than `most` bytes, within the body timeout as a whole.
     pub(super) async fn read_body(&self, http: &mut ServerSession, most: usize) -> Result<Bytes, GatewayError> {
-        let read = async {
-            let mut body = BytesMut::new();
-            loop {
-                match http.read_request_body().await {
-                    Ok(None) => return Ok(body.freeze()),
-                    Ok(Some(piece)) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
-                    Ok(Some(_)) => return Err(GatewayError::BodyTooLarge),
-                    Err(_) => return Err(GatewayError::BadRequest("the body broke off")),
-                }
-            }
-        };
-        tokio::time::timeout(self.limits_section.body_timeout, read).await.unwrap_or(Err(GatewayError::BodyTimeout))
+        read_bounded(http, most, self.limits_section.body_timeout).await
     }
+}
+
+/// Reads a body of no more than `most` bytes, and no longer than `within`.
+pub(super) async fn read_bounded(
+    http: &mut ServerSession,
+    most: usize,
+    within: Duration,
+) -> Result<Bytes, GatewayError> {
+    let read = async {
+        let mut body = BytesMut::new();
+        loop {
+            match http.read_request_body().await {
+                Ok(None) => return Ok(body.freeze()),
+                Ok(Some(piece)) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
+                Ok(Some(_)) => return Err(GatewayError::BodyTooLarge),
+                Err(_) => return Err(GatewayError::BadRequest("the body broke off")),
+            }
+        }
+    };
+    tokio::time::timeout(within, read).await.unwrap_or(Err(GatewayError::BodyTimeout))
 }
 
 /// Tells a client that waits for it to send its body (RFC 9110, section 10.1.1).

@@ -13,7 +13,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::Scope;
 use crate::clock::Timestamp;
 
-/// Names one session's record. Not a secret: it opens nothing without a handle's secret.
+/// Names one session's record. Not a secret: it opens nothing without a handle's secret. Logs and operators are shown
+/// its label instead ([`super::SessionLabel`]).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct SessionKey(#[cbor(n(0), with = "minicbor::bytes")] [u8; SessionKey::LENGTH]);
@@ -59,20 +60,9 @@ impl SessionKey {
     }
 }
 
-/// Eight hexadecimal digits of a hash: enough to follow one session through a log, too little to name it elsewhere.
-impl fmt::Display for SessionKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hash = digest(&SHA256, &self.0);
-        for byte in &hash.as_ref()[..4] {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
-
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        f.write_str("SessionKey(…)")
     }
 }
 
@@ -215,7 +205,7 @@ impl Handle {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Handle({:?}, {})", self.kind, self.key)
+        write!(f, "Handle({:?}, …)", self.kind)
     }
 }
 

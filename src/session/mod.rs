@@ -2,6 +2,7 @@
 //! Every change of a session is a method here, so that a store conflict can be answered by applying it again.
 
 pub mod credential;
+pub mod label;
 pub mod ready;
 pub mod saas_token;
 pub mod tenant;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use minicbor::{Decode, Encode};
 
 pub use credential::{Credentials, Handle, HandleKind, SecretHash, SessionKey, Verified};
+pub use label::{CustomerLabel, LabelKeys, SessionLabel};
 pub use ready::{ReadyHalf, ReadySession};
 pub use tenant::TenantId;
 pub use tokens::{Freshness, Lifetime, SaasToken, Token, TokenSet};

@@ -9,12 +9,12 @@ use moka::sync::Cache;
 use super::hot_cache::HotCache;
 use super::loads::Loads;
 use super::{
-    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
-    SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Page,
+    Saved, SessionStore, Settled, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
-use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
+use crate::session::{LabelKeys, LifeLimits, ReadySession, Session, SessionKey};
 use crate::telemetry::{CacheOutcome, Metrics, RevocationPath, StoreOperation, StoreOutcome};
 
 /// How long a tombstone stands: longer than any write that was under way can last.
@@ -319,6 +319,20 @@ impl LayeredStore {
         life: Duration,
     ) -> Result<(), StoreError> {
         self.timed(StoreOperation::Index, self.store.raise_epoch(customer, epoch, life)).await
+    }
+
+    /// See [`SessionStore::walk`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn walk(&self, from: Cursor) -> Result<Page, StoreError> {
+        self.timed(StoreOperation::Walk, self.store.walk(from)).await
+    }
+
+    /// See [`SessionStore::labels`].
+    #[must_use]
+    pub fn labels(&self) -> &LabelKeys {
+        self.store.labels()
     }
 
     /// Whether the store answers.

@@ -10,17 +10,14 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use super::{
-    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
-    SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, MOST_PER_CUSTOMER,
+    Owner, Page, Saved, SessionStore, Settled, StoreError, Walked,
 };
 use crate::clock::{Clock, Timestamp};
-use crate::session::{Session, SessionKey};
+use crate::session::{LabelKeys, Session, SessionKey};
 
 /// Intents outlive their leases by far, as they do in Redis.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
-
-/// Sessions that are remembered of one customer; the newest ones.
-const MOST_PER_CUSTOMER: usize = 1_000;
 
 /// What is over is swept out this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -30,6 +27,7 @@ pub struct MemoryStore {
     state: Mutex<State>,
     clock: Arc<dyn Clock>,
     max_sessions: usize,
+    labels: LabelKeys,
     invalidations: broadcast::Sender<Invalidation>,
 }
 
@@ -60,10 +58,13 @@ impl State {
 
 impl MemoryStore {
     /// An empty store for `max_sessions` sessions.
-    #[must_use]
-    pub fn new(clock: Arc<dyn Clock>, max_sessions: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the operating system gives no random bytes.
+    pub fn new(clock: Arc<dyn Clock>, max_sessions: usize) -> Result<Self, StoreError> {
         let (invalidations, _) = broadcast::channel(16);
-        Self { state: Mutex::default(), clock, max_sessions, invalidations }
+        let labels = LabelKeys::random().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        Ok(Self { state: Mutex::default(), clock, max_sessions, labels, invalidations })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -200,6 +201,18 @@ impl SessionStore for MemoryStore {
         Ok(())
     }
 
+    /// One step is the whole walk: the sessions stand still for it, and it makes no wait.
+    async fn walk(&self, _from: Cursor) -> Result<Page, StoreError> {
+        let now = self.clock.now();
+        let state = self.state();
+        let walked = |(key, session): (&SessionKey, &Session)| Walked { key: *key, tenant: session.tenant.clone() };
+        Ok(Page { sessions: state.sessions.live(now).map(walked).collect(), next: None })
+    }
+
+    fn labels(&self) -> &LabelKeys {
+        &self.labels
+    }
+
     fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
         self.invalidations.subscribe()
     }
@@ -233,6 +246,10 @@ impl<K: Eq + Hash, V> Expiring<K, V> {
 
     fn remove(&mut self, key: &K) {
         self.0.remove(key);
+    }
+
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().filter(move |(_, (_, end))| now < *end).map(|(key, (value, _))| (key, value))
     }
 
     fn len(&self) -> usize {

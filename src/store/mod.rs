@@ -8,6 +8,7 @@ pub mod memory;
 pub mod redis;
 pub mod seal;
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,7 +18,7 @@ use tokio::sync::broadcast;
 pub use layered::LayeredStore;
 
 use crate::clock::Timestamp;
-use crate::session::{Scope, SecretHash, Session, SessionKey, TenantId};
+use crate::session::{LabelKeys, Scope, SecretHash, Session, SessionKey, TenantId};
 
 /// Why the store could not tell. Never means that a session does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,7 +98,7 @@ pub enum Settled {
 }
 
 /// A secret that clients may present in a handle's place, by tenant and hash.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Alias {
     /// The tenant.
     pub tenant: TenantId,
@@ -113,6 +114,12 @@ impl Alias {
     }
 }
 
+impl fmt::Debug for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Alias({}, …)", self.tenant)
+    }
+}
+
 /// What to do when an alias already names another session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collision {
@@ -123,7 +130,7 @@ pub enum Collision {
 }
 
 /// A customer of a tenant; the store sees a hash of the number only.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CustomerName {
     /// The tenant.
     pub tenant: TenantId,
@@ -139,11 +146,28 @@ impl CustomerName {
         Self { tenant, hash }
     }
 
+    /// Whether `session` is signed in as this customer.
+    #[must_use]
+    pub fn owns(&self, session: &Session) -> bool {
+        let half = session.customer.as_ref();
+        half.is_some_and(|half| Self::of(session.tenant.clone(), &half.customer_id) == *self)
+    }
+
     fn hash_text(&self) -> String {
         use base64::Engine;
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(self.hash)
     }
 }
+
+/// Shows no hash: without a key, a number is guessed from it.
+impl fmt::Debug for CustomerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CustomerName({}, …)", self.tenant)
+    }
+}
+
+/// Sessions that are remembered of one customer; the newest ones. `scripts/index.lua` knows the number too.
+pub const MOST_PER_CUSTOMER: usize = 1_000;
 
 /// What the store knows of a customer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,6 +176,33 @@ pub struct CustomerSessions {
     pub epoch: Timestamp,
     /// The customer's sessions; some may be over.
     pub keys: Vec<SessionKey>,
+}
+
+/// Where a walk over all sessions stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which of the store's servers.
+    server: u16,
+    /// Where on it.
+    position: u64,
+}
+
+/// A session that a walk came by: its record is there, or was a moment ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// The session.
+    pub key: SessionKey,
+    /// Its tenant.
+    pub tenant: TenantId,
+}
+
+/// One step of a walk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The sessions it came by; a walk may come by one more than once.
+    pub sessions: Vec<Walked>,
+    /// Where to go on; none at the end.
+    pub next: Option<Cursor>,
 }
 
 /// Keeps sessions. Everything it keeps has an end.
@@ -202,6 +253,13 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// Ends, by the epoch, what `customer` signed in at or before `epoch`; remembered for `life`.
     async fn raise_epoch(&self, customer: &CustomerName, epoch: Timestamp, life: Duration) -> Result<(), StoreError>;
+
+    /// One step of a walk over all sessions, for operators and never for a client's request. A walk from its beginning
+    /// to its end comes by every session that was there all the while.
+    async fn walk(&self, from: Cursor) -> Result<Page, StoreError>;
+
+    /// What labels are made with: the same for every replica over one store.
+    fn labels(&self) -> &LabelKeys;
 
     /// What changes from now on, as other replicas cause it.
     fn invalidations(&self) -> broadcast::Receiver<Invalidation>;

@@ -5,6 +5,8 @@ mod deployment;
 mod durable;
 mod hearing;
 mod keeper;
+mod names;
+mod scan;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +18,18 @@ use tokio::time::timeout;
 
 use super::seal::{Keyring, REVISION_LENGTH};
 use super::{
-    Alias, Collision, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Saved,
-    SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Page,
+    Saved, SessionStore, Settled, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::RedisSection;
-use crate::session::{Scope, Session, SessionKey};
+use crate::session::{LabelKeys, Session, SessionKey};
 use crate::telemetry::Metrics;
 use deployment::{Deployment, Timeouts};
 use durable::DurableLines;
 use hearing::{CHANNEL, Hearing};
 use keeper::{Keeper, unavailable};
+use names::{alias_key, customer_keys, lease_keys, millis, session_key, tombstone_key};
 
 /// Intents outlive their leases: the next holder has to find them, however late it comes.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
@@ -161,53 +164,6 @@ impl RedisStore {
     }
 }
 
-fn session_key(key: &SessionKey) -> String {
-    format!("eg:{{{}}}:session", key.to_text())
-}
-
-fn tombstone_key(key: &SessionKey) -> String {
-    format!("eg:{{{}}}:tombstone", key.to_text())
-}
-
-fn lease_keys(lease: &LeaseName) -> [String; 2] {
-    let half = match lease.scope {
-        Scope::Anonymous => "a",
-        Scope::Customer => "c",
-    };
-    let key = lease.key.to_text();
-    [format!("eg:{{{key}}}:lease:{half}"), format!("eg:{{{key}}}:intent:{half}")]
-}
-
-fn alias_key(alias: &Alias) -> String {
-    use base64::Engine;
-    let hash = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(alias.hash);
-    format!("eg:saas:{{{}:{hash}}}", alias.tenant)
-}
-
-fn customer_keys(customer: &CustomerName) -> [String; 2] {
-    let name = format!("eg:customer:{{{}:{}}}", customer.tenant, customer.hash_text());
-    [format!("{name}:epoch"), name]
-}
-
-fn millis(duration: Duration) -> String {
-    duration.as_millis().clamp(1, i64::MAX as u128).to_string()
-}
-
-impl Intent {
-    fn to_wire(self) -> String {
-        format!("{}:{}:{}", self.generation, self.started_at.millis(), self.recoveries)
-    }
-
-    fn from_wire(text: &str) -> Option<Self> {
-        let mut numbers = text.splitn(3, ':').map(str::parse::<u64>);
-        Some(Self {
-            generation: numbers.next()?.ok()?,
-            started_at: Timestamp::from_millis(numbers.next()?.ok()?),
-            recoveries: u8::try_from(numbers.next()?.ok()?).ok()?,
-        })
-    }
-}
-
 #[async_trait]
 impl SessionStore for RedisStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
@@ -330,5 +286,16 @@ impl SessionStore for RedisStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.ask(&redis::cmd("PING")).await
+    }
+
+    async fn walk(&self, from: Cursor) -> Result<Page, StoreError> {
+        let mut used = self.keeper.line().await?;
+        // A step is up to three commands.
+        let step = timeout(3 * self.timeouts.response, scan::step(&mut used.line, from)).await;
+        self.keeper.judge(&used, step)
+    }
+
+    fn labels(&self) -> &LabelKeys {
+        self.keyring.labels()
     }
 }

@@ -13,10 +13,13 @@ use zeroize::Zeroizing;
 
 use super::StoreError;
 use crate::config::SealSection;
-use crate::session::{Session, SessionKey};
+use crate::session::{LabelKeys, Session, SessionKey, TenantId};
 
 /// Bytes of the revision at the head of a record.
 pub const REVISION_LENGTH: usize = 8;
+
+/// Bytes at the head of a record in which the tenant stands, whatever the names' lengths: each has 16 at most.
+pub const HEAD_LENGTH: usize = REVISION_LENGTH + 1 + 17 + 17;
 
 /// The record format that is written.
 const FORMAT: u8 = 1;
@@ -25,6 +28,7 @@ const FORMAT: u8 = 1;
 pub struct Keyring {
     active: String,
     keys: HashMap<String, LessSafeKey>,
+    labels: LabelKeys,
 }
 
 impl Keyring {
@@ -32,11 +36,21 @@ impl Keyring {
     #[must_use]
     pub fn new(section: &SealSection) -> Option<Self> {
         let mut keys = HashMap::new();
+        let mut secrets = HashMap::new();
         for key in &section.keys {
             let bytes = Zeroizing::new(STANDARD.decode(key.secret.as_ref()?.expose()).ok()?);
             keys.insert(key.id.clone(), LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?));
+            secrets.insert(key.id.as_str(), bytes);
         }
-        keys.contains_key(&section.active).then(|| Self { active: section.active.clone(), keys })
+        let active = secrets.remove(section.active.as_str())?;
+        let labels = LabelKeys::derived(&active, secrets.values().map(|secret| secret.as_slice()));
+        Some(Self { active: section.active.clone(), keys, labels })
+    }
+
+    /// What labels are made with: derived from the keys, so that all who share them show the same.
+    #[must_use]
+    pub const fn labels(&self) -> &LabelKeys {
+        &self.labels
     }
 
     /// `session` as a record of revision `revision`.
@@ -96,6 +110,15 @@ impl Keyring {
         let session: Session = minicbor::decode(opened).map_err(|_| DAMAGED)?;
         Ok(Session { revision: u64::from_be_bytes(*revision), ..session })
     }
+}
+
+/// The tenant that stands in the head of a record; what the head says is not proven before the record is opened.
+#[must_use]
+pub fn tenant_of(head: &[u8]) -> Option<TenantId> {
+    let (_, rest) = head.split_at_checked(REVISION_LENGTH)?;
+    let (format, rest) = rest.split_first()?;
+    let (_, rest) = split_name(rest).filter(|_| *format == FORMAT)?;
+    TenantId::parse(split_name(rest)?.0)
 }
 
 fn bound_to(tenant: &str, key: &SessionKey, format: u8) -> Vec<u8> {
@@ -167,6 +190,28 @@ mod tests {
             damaged[position] ^= 1;
             assert!(ring.open(&session.key, &damaged).is_err(), "{position}");
         }
+    }
+
+    #[test]
+    fn the_head_of_a_record_tells_its_tenant_however_long_the_names_are() {
+        let longest = "k".repeat(16);
+        let ring = keyring(&longest, &[&longest]);
+        let tenant = TenantId::parse(&"t".repeat(16)).unwrap();
+        let record = ring.seal(&Session { tenant: tenant.clone(), ..session(1) }, 1).unwrap();
+        assert_eq!(tenant_of(&record[..HEAD_LENGTH]), Some(tenant));
+        for length in 0..HEAD_LENGTH {
+            assert_eq!(tenant_of(&record[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_ring_recognises_its_labels() {
+        let key = SessionKey::from_bytes([1; 16]);
+        let old = keyring("old", &["old"]).labels().session(&key);
+        let ring = keyring("new", &["new", "old"]);
+        assert_ne!(ring.labels().session(&key), old);
+        assert!(ring.labels().recognise(old, &key));
+        assert_eq!(ring.labels().session(&key), keyring("new", &["new"]).labels().session(&key));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const CRATES: [(&str, &[&str]); 5] = [
     ("pingora", &["edge", "app"]),
     ("redis", &["store"]),
     ("moka", &["store", "edge/limits.rs", "broker/flights.rs", "broker/adopt.rs"]),
-    ("reqwest", &["identity", "app"]),
+    ("reqwest", &["identity", "app", "main/sessions.rs"]),
     ("jsonwebtoken", &["session/saas_token.rs", "identity/keys.rs"]),
 ];
 
@@ -197,6 +197,23 @@ fn a_crate_in_a_wrong_room_fails_with_a_sentence() {
     assert_eq!(wrong_crates(&part), ["broker/mod.rs names pingora: only edge, app may"]);
     let own_module = Source::new("app.rs", "use crate::store::redis::RedisStore;\n");
     assert!(wrong_crates(&own_module).is_empty(), "a module of ours is no crate");
+}
+
+/// The log lines of `source` that name a session otherwise than by its label.
+fn unlabelled_sessions(source: &Source) -> Vec<String> {
+    let fields = source.code.split("session = ").skip(1).filter(|rest| rest.starts_with(['%', '?']));
+    let unlabelled = fields.filter(|rest| !rest.split(',').next().unwrap_or_default().contains("label"));
+    unlabelled.map(|rest| format!("{}: {}", source.path, rest.lines().next().unwrap_or_default())).collect()
+}
+
+#[test]
+fn a_log_line_names_a_session_by_its_label_only() {
+    let unlabelled: Vec<String> = sources().iter().flat_map(unlabelled_sessions).collect();
+    assert!(unlabelled.is_empty(), "{}", unlabelled.join("\n"));
+    let planted = Source::new("broker/mod.rs", "tracing::info!(session = ?key.as_bytes(), \"x\");\n");
+    assert_eq!(unlabelled_sessions(&planted).len(), 1);
+    let labelled = Source::new("broker/mod.rs", "tracing::info!(session = %self.label(&key), \"x\");\n");
+    assert!(unlabelled_sessions(&labelled).is_empty());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "nothing reaches into a test binary")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin_sessions;
 mod api_routes;
 mod api_sessions;
 mod architecture;

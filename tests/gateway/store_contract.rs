@@ -1,6 +1,7 @@
 //! What every session store promises: one suite, held against the embedded store and against a real Redis.
 //! A store that passes may stand behind the broker; nothing here knows which one it is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use emporix_gateway::store::memory::MemoryStore;
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
-    Alias, Collision, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
 };
 use emporix_gateway::telemetry::Metrics;
 
@@ -260,6 +261,31 @@ async fn an_epoch_is_never_lowered(store: &dyn SessionStore) {
     }
 }
 
+async fn a_walk_comes_by_every_session_that_is_there(store: &dyn SessionStore) {
+    let globex = TenantId::parse("globex").unwrap();
+    let mut there = HashMap::new();
+    for number in 0..1_200 {
+        let tenant = if number % 3 == 0 { globex.clone() } else { acme() };
+        let session = Session { tenant: tenant.clone(), ..session() };
+        store.save(&session, HOUR).await.unwrap();
+        there.insert(session.key, tenant);
+    }
+    let ended = *there.keys().next().unwrap();
+    store.remove(&ended, HOUR).await.unwrap();
+    there.remove(&ended);
+
+    let (mut walked, mut from, mut steps) = (HashMap::new(), Some(Cursor::default()), 0);
+    while let Some(cursor) = from {
+        let page = store.walk(cursor).await.unwrap();
+        walked.extend(page.sessions.into_iter().map(|session| (session.key, session.tenant)));
+        from = page.next;
+        steps += 1;
+        assert!(steps < 1_000, "a walk ends");
+    }
+    assert!(!walked.contains_key(&ended), "what has ended is not there");
+    assert!(there.iter().all(|(key, tenant)| walked.get(key) == Some(tenant)));
+}
+
 /// What every store promises.
 pub async fn holds_the_contract(store: &dyn SessionStore) {
     assert_eq!(store.ping().await, Ok(()));
@@ -278,6 +304,7 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     a_customer_has_sessions(store).await;
     a_customers_session_leaves_the_index_with_its_life(store).await;
     an_epoch_is_never_lowered(store).await;
+    a_walk_comes_by_every_session_that_is_there(store).await;
 }
 
 fn redis_store(redis: &Redis) -> Arc<RedisStore> {
@@ -306,7 +333,7 @@ fn keyring() -> Keyring {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_store_holds_the_contract() {
-    holds_the_contract(&MemoryStore::new(Arc::new(SystemClock), 1_000)).await;
+    holds_the_contract(&MemoryStore::new(Arc::new(SystemClock), 2_000).unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -361,7 +388,7 @@ async fn a_redis_that_is_away_cannot_tell_and_says_so_quickly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_embedded_store_refuses_new_sessions_and_recovers_when_old_ones_end() {
     let clock = Arc::new(ShiftedClock::default());
-    let store = MemoryStore::new(clock.clone(), 2);
+    let store = MemoryStore::new(clock.clone(), 2).unwrap();
     let [first, second, third] = [(); 3].map(|()| session());
     store.save(&first, HOUR).await.unwrap();
     store.save(&second, 2 * HOUR).await.unwrap();

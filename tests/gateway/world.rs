@@ -588,6 +588,13 @@ impl World {
         Ask { world: self, request: self.client.request(method.parse().unwrap(), url) }
     }
 
+    /// Begins a request of one gateway's admin listener.
+    pub fn ask_admin(&self, replica: usize, line: &str) -> Ask<'_> {
+        let (method, target) = line.split_once(' ').unwrap();
+        let url = format!("http://{}{target}", self.replicas[replica].admin);
+        Ask { world: self, request: self.client.request(method.parse().unwrap(), url) }
+    }
+
     /// Sends raw bytes to the first gateway and returns everything that comes back until it closes or falls silent.
     pub async fn raw(&self, bytes: &[u8]) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
