@@ -25,6 +25,7 @@ use crate::edge::Gateway;
 use crate::edge::admin::Admin;
 use crate::identity::emporix::{self, Emporix};
 use crate::identity::keys::SaasVerifier;
+use crate::identity::webhook::Webhook;
 use crate::session::{LifeLimits, SiteContext, TenantId};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisStore;
@@ -234,6 +235,7 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
         saas: SaasVerifier::new(&section.saas_token, client, clock),
         accept_jwt: section.saas_token.accept,
         expose_jwt: section.saas_token.expose,
+        webhook: section.webhook.secret.as_ref().map(|secret| Webhook::new(secret, section.webhook.max_age)),
         adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
     }
 }

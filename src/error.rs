@@ -2,6 +2,7 @@
 //! Two voices: a dull sentence for the client here, the reason for the log in the source that was gathered.
 
 use crate::identity::keys::Unverified;
+use crate::identity::webhook::Disbelief;
 use crate::identity::{IdentityError, Refusal};
 use crate::store::StoreError;
 
@@ -35,6 +36,12 @@ pub enum GatewayError {
     /// A cross-site request could have caused this one.
     #[error("the request does not prove that the storefront itself made it")]
     ProofRequired,
+    /// A webhook delivery without the signature of the tenant's secret.
+    #[error("the signature is missing or does not fit")]
+    SignatureInvalid,
+    /// A webhook delivery that was published too long ago, or is yet to be.
+    #[error("the delivery is not of this time")]
+    DeliveryStale,
     /// The credential belongs to another tenant than the target.
     #[error("the credential belongs to another tenant")]
     TenantMismatch,
@@ -120,7 +127,9 @@ impl GatewayError {
             | Self::SessionGone
             | Self::CustomerRequired
             | Self::ReauthenticationRequired
-            | Self::AdminTokenRequired => 401,
+            | Self::AdminTokenRequired
+            | Self::SignatureInvalid
+            | Self::DeliveryStale => 401,
             Self::ProofRequired | Self::TenantMismatch | Self::VisitMismatch | Self::Denied => 403,
             Self::UnknownTenant | Self::UnknownRoute | Self::UnknownSession => 404,
             Self::MethodNotAllowed => 405,
@@ -152,6 +161,8 @@ impl GatewayError {
             Self::CustomerRequired => "customer_required",
             Self::ReauthenticationRequired => "reauthentication_required",
             Self::ProofRequired => "proof_required",
+            Self::SignatureInvalid => "signature_invalid",
+            Self::DeliveryStale => "delivery_stale",
             Self::TenantMismatch => "tenant_mismatch",
             Self::VisitMismatch => "visit_mismatch",
             Self::Denied => "denied",
@@ -247,6 +258,18 @@ impl From<Unverified> for GatewayError {
         match error {
             Unverified::Bad(_) => Self::IdentityUnreadable("a saas_token that cannot be believed"),
             Unverified::NoKeys => Self::IdentityUnavailable("the saas_token keys cannot be had"),
+        }
+    }
+}
+
+/// A webhook delivery that is not believed.
+impl From<Disbelief> for GatewayError {
+    fn from(disbelief: Disbelief) -> Self {
+        match disbelief {
+            Disbelief::Signature => Self::SignatureInvalid,
+            Disbelief::Age => Self::DeliveryStale,
+            Disbelief::Tenant => Self::TenantMismatch,
+            Disbelief::Shape(what) => Self::BadRequest(what),
         }
     }
 }

@@ -68,7 +68,9 @@ labels! {
         Unavailable = "unavailable", Unknown = "unknown", Lost = "lost",
     }
     /// What was asked of the store.
-    StoreOperation { Load = "load", Save = "save", Remove = "remove", Lease = "lease", Index = "index", Walk = "walk" }
+    StoreOperation {
+        Load = "load", Save = "save", Remove = "remove", Lease = "lease", Index = "index", Walk = "walk", Note = "note",
+    }
     /// How it answered.
     StoreOutcome { Success = "success", Conflict = "conflict", Failed = "failed" }
     /// What the hot cache did for a request.
@@ -104,6 +106,17 @@ labels! {
     RevocationPath { Message = "message", Revalidation = "revalidation" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
+    /// An event that Emporix delivered; `other` where it names none of these, or is not believed.
+    WebhookEvent {
+        Created = "customer.created", Updated = "customer.updated", Deleted = "customer.deleted",
+        PasswordReset = "customer.password-reset", EmailChange = "customer.email-change",
+        EmailChangeRequest = "customer.email-change-request", Other = "other",
+    }
+    /// What became of it.
+    WebhookOutcome {
+        Revoked = "revoked", Noted = "noted", Ignored = "ignored", Repeated = "repeated", Refused = "refused",
+        Failed = "failed",
+    }
 }
 
 /// One counter for each value of a label.
@@ -194,6 +207,8 @@ pub struct Metrics {
     pub revocation_seconds: Timers<RevocationPath>,
     /// Requests refused for their rate.
     pub rate_limited: Counters<Limited>,
+    /// Events that Emporix delivered.
+    pub webhooks: CounterGrid<WebhookEvent, WebhookOutcome>,
     /// Event streams and WebSockets that are open.
     pub open_streams: IntGauge,
     /// Sessions in the hot cache.
@@ -277,6 +292,12 @@ impl Metrics {
                 "gateway_rate_limited_total",
                 "Requests refused for their rate.",
                 "limit",
+            )?,
+            webhooks: CounterGrid::register(
+                &r,
+                "gateway_webhooks_total",
+                "Events that Emporix delivered.",
+                ["event", "outcome"],
             )?,
             open_streams: gauge("gateway_open_streams", "Event streams and WebSockets that are open.")?,
             hot_cache_sessions: gauge("gateway_hot_cache_sessions", "Sessions in the hot cache.")?,

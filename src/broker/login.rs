@@ -65,7 +65,7 @@ impl Broker {
         let grant = of_this_visit(grant, &visitor)?;
         let issued = self.exchange(&visitor, &grant).await?;
         let access = issued.tokens.access.clone();
-        match self.keep(known, visitor, issued, options).await {
+        match self.keep(known, visitor, grant.email(), issued, options).await {
             Err(error) => {
                 // What cannot be kept here must not live on at Emporix.
                 self.revoke_behind(tenant.clone(), access);
@@ -80,10 +80,14 @@ impl Broker {
         self: &Arc<Self>,
         tenant: &Tenant,
         visitor: Session,
+        email: Option<&str>,
         issued: Issued,
         options: LoginOptions,
     ) -> Result<Granted, GatewayError> {
         let (half, saas) = self.believe(tenant, &visitor, &issued).await?;
+        if let Some(email) = email {
+            self.note_sign_in(tenant, email, &half.customer_id).await?;
+        }
         let mut granted = self.upgrade(visitor, half, issued, &saas).await?;
         let exposed = tenant.expose_jwt && options.no_browser && granted.transport == Transport::Handle;
         granted.exposed_saas = exposed.then_some(saas);

@@ -52,8 +52,8 @@ impl Broker {
         }
     }
 
-    /// As [`Broker::revoke_all`], at the customer's own wish.
-    async fn revoke_all_elsewhere(
+    /// As [`Broker::revoke_all`], for what happened to the customer elsewhere.
+    pub(super) async fn revoke_all_elsewhere(
         self: &Arc<Self>,
         customer: &CustomerName,
         except: Option<SessionKey>,
@@ -139,7 +139,8 @@ impl Broker {
             if Some(key) == except {
                 continue;
             }
-            let Some(session) = self.store.load_record(&key).await? else { continue };
+            // One that an earlier attempt could not end everywhere is refused here, and still has to end.
+            let Some(session) = self.store.load_refused(&key).await? else { continue };
             if customer.owns(&session) && session.signed_in_at() <= Some(epoch) {
                 self.end_found(&key, Some(session), event, revoked).await?;
             }

@@ -16,6 +16,7 @@ mod refresh;
 mod rejections;
 mod revocations;
 mod visitor;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use operator::{CustomerListing, Revocation, Revoked, SessionSummary};
 pub use permit::Permit;
 
 pub use crate::identity::answer::is_expiry_fault;
+pub use crate::identity::webhook::Delivery;
 pub use crate::identity::{Fields, Grant, NumberForm};
 
 use crate::clock::{Clock, Timestamp};
@@ -39,6 +41,7 @@ use crate::config::{RefreshAuthorizer, RefreshReuse};
 use crate::error::GatewayError;
 use crate::identity::IdentityProvider;
 use crate::identity::keys::SaasVerifier;
+use crate::identity::webhook::Webhook;
 use crate::session::{Handle, Scope, SessionKey, SessionLabel, SiteContext, TenantId, Token};
 use crate::store::{Invalidation, LayeredStore, StoreError};
 use crate::telemetry::Metrics;
@@ -75,6 +78,8 @@ pub struct Tenant {
     pub expose_jwt: bool,
     /// Until when foreign Bearers are taken into sessions.
     pub adopt_until: Option<Timestamp>,
+    /// What believes Emporix' events; none are taken without.
+    pub webhook: Option<Webhook>,
 }
 
 /// How the broker renews and revokes.

@@ -164,4 +164,14 @@ fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
     if tenant.foreign_bearer.mode == ForeignBearerMode::Adopt && tenant.foreign_bearer.until.is_none() {
         fault("foreign_bearer.until", "adopt needs an end, such as 2027-01-31T00:00:00Z");
     }
+    let webhook = &tenant.webhook;
+    if webhook.secret.as_ref().is_some_and(|secret| secret.expose().is_empty()) {
+        fault(
+            "webhook.secret",
+            "expected the secret key of the webhook at Emporix: anybody could sign with an empty one",
+        );
+    }
+    if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&webhook.max_age) {
+        fault("webhook.max_age", "expected a second to a day");
+    }
 }

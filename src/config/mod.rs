@@ -5,6 +5,7 @@ pub mod routes;
 pub mod secret;
 pub mod sections;
 pub mod store;
+pub mod webhook;
 
 mod check;
 mod tree;
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use secret::Secret;
 pub use sections::*;
 pub use store::*;
+pub use webhook::WebhookSection;
 
 use crate::session::TenantId;
 use tree::{Origin, Tree};
@@ -27,8 +29,9 @@ use tree::{Origin, Tree};
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
 
 /// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 6] = [
+const SECRET_PATHS: [&str; 7] = [
     "tenants.*.saas_token.secret",
+    "tenants.*.webhook.secret",
     "store.redis.url",
     "store.redis.password",
     "store.redis.sentinel.password",
@@ -251,6 +254,7 @@ mod tests {
             (format!("{tenant}\n    site:"), 3),
             (format!("{tenant}\n    saas_token:"), 3),
             (format!("{tenant}\n    foreign_bearer:"), 3),
+            (format!("{tenant}\n    webhook:"), 3),
             ("cookie:".into(), 1),
             ("session:".into(), 1),
             ("refresh:".into(), 1),
@@ -321,5 +325,18 @@ mod tests {
         let printed = serde_saphyr::to_string(&config).unwrap();
         assert!(!printed.contains("hush-hush") && !format!("{config:?}").contains("hush-hush"));
         assert!(faults_of(&text.replace("passphrase", "missing")).contains("cannot read"));
+    }
+
+    #[test]
+    fn a_webhook_with_an_empty_secret_or_an_endless_age_is_a_fault() {
+        let text = |webhook: &str| format!("tenants:\n  acme:\n    client_id: x\n    webhook: {webhook}\n");
+        assert!(parse("f", &text("{secret: hush, max_age: 1h}"), std::iter::empty()).is_ok());
+        assert!(faults_of(&text("{secret: ''}")).contains("tenants.acme.webhook.secret: "));
+        for age in ["0s", "2d"] {
+            assert!(
+                faults_of(&text(&format!("{{secret: hush, max_age: {age}}}"))).contains("webhook.max_age: "),
+                "{age}"
+            );
+        }
     }
 }

@@ -129,4 +129,6 @@ pub enum OnSuccess {
     Nothing,
     /// The customer's other sessions.
     EndOtherSessions,
+    /// The sessions of the customer to whom the `token` of the JSON body was mailed, as a webhook event told.
+    EndNamedSessions,
 }

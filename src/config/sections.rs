@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::routes::RouteRule;
 use super::secret::Secret;
 use super::store::{HotCacheSection, StoreSection};
+use super::webhook::WebhookSection;
 use crate::session::TenantId;
 
 /// The whole file.
@@ -178,6 +179,8 @@ pub struct TenantSection {
     pub saas_token: SaasTokenSection,
     /// What happens to Bearer tokens that this gateway did not issue.
     pub foreign_bearer: ForeignBearerSection,
+    /// Emporix' events about the tenant's customers.
+    pub webhook: WebhookSection,
 }
 
 /// How credentials travel.

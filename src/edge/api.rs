@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use http::header::{HeaderValue, SET_COOKIE};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
-use serde::Deserialize;
 
 use super::forward::Passage;
 use super::headers;
@@ -14,7 +13,6 @@ use super::proof::{self, Exposure};
 use super::route::ApiRoute;
 use super::slots::Presented;
 use super::target::{Target, is_visit_name};
-use super::upload::Upload;
 use super::{Ended, Gateway, Visit};
 use crate::broker::{Credential, Demand};
 use crate::config::routes::{Access, RouteLimit};
@@ -68,8 +66,9 @@ impl Gateway {
         let visits = visits.into_iter().map(Cow::into_owned).collect();
         let upload = self.take_upload(http, route).await?;
         if route.limit == RouteLimit::SignIn {
-            let email = account(&upload);
-            self.limits.sign_in(address, visit.tenant.as_ref().zip(email.as_deref()))?;
+            // The account that a sign-up or reset names.
+            let email = upload.member("email");
+            self.limits.sign_in(address, visit.tenant.as_ref().zip(email.as_ref().map(|email| email.as_str())))?;
         }
         let client = address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok());
         // A problem on the way down owes the page the same headers.
@@ -99,14 +98,4 @@ fn visits<'r>(head: &'r RequestHeader, target: &Target<'r>) -> Result<Vec<Cow<'r
         }
     }
     Ok(visits)
-}
-
-/// The account that a sign-up or reset names in its body.
-fn account(upload: &Upload) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Named {
-        email: Option<String>,
-    }
-    let Upload::Held(body) = upload else { return None };
-    serde_json::from_slice::<Named>(body).ok()?.email
 }

@@ -176,8 +176,8 @@ impl Gateway {
         }
         let streams = upgraded || is_event_stream(upstream);
         let head = self.downstream_head(http, upstream, passage, permit, upgraded)?;
-        if status == StatusCode::NO_CONTENT && passage.route.on_success == OnSuccess::EndOtherSessions {
-            self.broker.end_others_behind(permit);
+        if status == StatusCode::NO_CONTENT {
+            self.end_sessions(passage.route.on_success, permit, &upload);
         }
         if http.write_response_header(Box::new(head)).await.is_err() {
             return Ok(Ended::Aborted);
@@ -199,6 +199,18 @@ impl Gateway {
             self.upstream.release(line).await;
         }
         Ok(if upgraded { Ended::Aborted } else { ended })
+    }
+
+    /// Ends what the success of a request ends.
+    fn end_sessions(&self, on_success: OnSuccess, permit: &Permit, upload: &Upload) {
+        match on_success {
+            OnSuccess::Nothing => {}
+            OnSuccess::EndOtherSessions => self.broker.end_others_behind(permit),
+            OnSuccess::EndNamedSessions => match upload.member("token") {
+                Some(token) => self.broker.end_named_behind(permit.tenant(), &token),
+                None => tracing::warn!(tenant = %permit.tenant(), "a body without a readable token names nobody"),
+            },
+        }
     }
 
     fn downstream_head(

@@ -19,6 +19,7 @@ mod token_routes;
 mod upload;
 mod upstream;
 mod visit;
+mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -171,6 +172,11 @@ impl Gateway {
                 visit.class = RouteClass::Own;
                 let answer = self.own_route(http, *route, &target, visit).await?;
                 self.answer(http, answer.with_all(std::mem::take(&mut visit.cors))).await
+            }
+            Route::Webhook => {
+                visit.class = RouteClass::Own;
+                let answer = self.webhook(http, visit).await?;
+                self.answer(http, answer).await
             }
             Route::Api(route) => {
                 visit.class = route.class();

@@ -11,8 +11,7 @@ use serde::Deserialize;
 
 use super::respond::Answer;
 use super::target::Target;
-use super::token_routes::is_json;
-use super::upload::{read_bounded, welcome_body};
+use super::upload::read_json;
 use crate::broker::{Broker, Revocation};
 use crate::config::Secret;
 use crate::error::GatewayError;
@@ -89,11 +88,7 @@ impl Sessions {
     }
 
     async fn revoke(&self, http: &mut ServerSession) -> Result<Answer, GatewayError> {
-        if !is_json(&http.req_header().headers) {
-            return Err(GatewayError::UnsupportedMediaType);
-        }
-        welcome_body(http).await?;
-        let body = read_bounded(http, MOST_BODY_BYTES, BODY_TIMEOUT).await?;
+        let body = read_json(http, MOST_BODY_BYTES, BODY_TIMEOUT).await?;
         let asked: Asked = serde_json::from_slice(&body)
             .map_err(|_| GatewayError::BadRequest("expected a JSON object with tenant and customer, session or all"))?;
         Ok(Answer::json(200, &self.broker.revoke(asked.revocation()?).await?))

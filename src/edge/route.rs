@@ -55,6 +55,11 @@ pub(super) struct ApiRoute {
 }
 
 impl ApiRoute {
+    /// Whether the gateway reads the body itself: for what it names.
+    pub(super) fn reads_body(&self) -> bool {
+        self.limit == RouteLimit::SignIn || self.on_success == OnSuccess::EndNamedSessions
+    }
+
     /// The label of its metrics.
     pub(super) const fn class(&self) -> RouteClass {
         match self.access {
@@ -70,6 +75,8 @@ impl ApiRoute {
 pub(super) enum Route {
     Token(TokenRoute),
     Own(OwnRoute),
+    /// Where Emporix delivers its events.
+    Webhook,
     Api(ApiRoute),
     Closed,
 }
@@ -114,6 +121,8 @@ const OWN_ROUTES: [(&str, &str, OwnRoute); 3] = [
     ("/_gateway/logout-all", "POST", OwnRoute::LogoutAll),
 ];
 
+const WEBHOOK_ROUTE: &str = "/_gateway/webhooks/emporix/{tenant}";
+
 /// Where raw tokens could be had: what no rule opens there stays closed.
 const CLOSED_FAMILIES: [&str; 6] = ["customer", "caas-customer", "customerlogin", "oauth", "mcp", "_gateway"];
 
@@ -138,6 +147,7 @@ impl RouteTable {
         for (path, method, route) in OWN_ROUTES {
             templates.add(path, &Rule { methods: vec![method], route: Route::Own(route) });
         }
+        templates.add(WEBHOOK_ROUTE, &Rule { methods: vec!["POST"], route: Route::Webhook });
         for path in CLOSED {
             templates.add(path, &Rule { methods: Vec::new(), route: Route::Closed });
         }

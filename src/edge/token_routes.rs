@@ -2,7 +2,7 @@
 //! Reads what they take, asks the broker, and spells out the answer; nothing of them is ever proxied.
 
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE};
+use http::header::SET_COOKIE;
 use pingora::protocols::http::ServerSession;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -12,7 +12,6 @@ use super::respond::Answer;
 use super::route::TokenRoute;
 use super::slots::{Presented, QuerySlot};
 use super::target::Target;
-use super::upload::welcome_body;
 use super::{EdgeTenant, Gateway, Visit};
 use crate::broker::{Credential, Grant, LoginOptions};
 use crate::error::GatewayError;
@@ -168,19 +167,9 @@ impl Gateway {
         })
     }
 
-    /// Reads a login's body: JSON, bounded, and complete.
+    /// Reads a login's body.
     async fn read_login(&self, http: &mut ServerSession) -> Result<Grant, GatewayError> {
-        let most = self.limits_section.token_body_bytes;
-        let headers = &http.req_header().headers;
-        if !is_json(headers) {
-            return Err(GatewayError::UnsupportedMediaType);
-        }
-        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        if length.is_some_and(|length| length > most) {
-            return Err(GatewayError::BodyTooLarge);
-        }
-        welcome_body(http).await?;
-        let body = self.read_body(http, most).await?;
+        let body = self.read_json(http).await?;
         let LoginBody { email, password } = serde_json::from_slice(&body)
             .map_err(|_| GatewayError::BadRequest("expected a JSON object with email and password"))?;
         if email.trim().is_empty() || password.is_empty() {
@@ -190,8 +179,7 @@ impl Gateway {
     }
 
     fn limit_sign_in(&self, http: &ServerSession, tenant: &TenantId, grant: &Grant) -> Result<(), GatewayError> {
-        let account = if let Grant::Password { email, .. } = grant { Some((tenant, email.as_str())) } else { None };
-        self.limits.sign_in(self.client_address(http), account)
+        self.limits.sign_in(self.client_address(http), grant.email().map(|email| (tenant, email)))
     }
 
     fn login_options(&self, http: &ServerSession, tenant: &TenantId) -> Result<LoginOptions, GatewayError> {
@@ -271,11 +259,4 @@ fn visit_header(headers: &HeaderMap) -> Result<Option<String>, GatewayError> {
     let Some(value) = headers.get("session-id") else { return Ok(None) };
     let text = value.to_str().map_err(|_| GatewayError::BadRequest("session-id is malformed"))?;
     Ok(Some(text.to_owned()))
-}
-
-/// Whether the body is said to be JSON.
-pub(super) fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
-    })
 }

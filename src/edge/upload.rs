@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Version;
-use http::header::{CONTENT_LENGTH, EXPECT};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http::{HeaderMap, Version};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::client::HttpSession;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use super::Gateway;
 use super::headers::{self, Framing};
 use super::route::ApiRoute;
-use crate::config::routes::RouteLimit;
 use crate::error::GatewayError;
 
 /// The request's body on its way up.
@@ -41,6 +42,15 @@ impl Upload {
     pub(super) const fn is_done(&self) -> bool {
         !matches!(self, Self::Streamed { done: false, .. })
     }
+
+    /// The text member `name` of a JSON object that is held.
+    pub(super) fn member(&self, name: &str) -> Option<Zeroizing<String>> {
+        let Self::Held(body) = self else { return None };
+        match serde_json::from_slice::<Map<String, Value>>(body).ok()?.remove(name)? {
+            Value::String(text) => Some(Zeroizing::new(text)),
+            _ => None,
+        }
+    }
 }
 
 impl Gateway {
@@ -59,7 +69,7 @@ impl Gateway {
         let held_at_most = self.limits_section.replay_body_bytes;
         match length {
             // What names the account is read first, whatever its length.
-            _ if route.limit == RouteLimit::SignIn => {
+            _ if route.reads_body() => {
                 let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.limits_section.token_body_bytes);
                 Ok(Upload::Held(self.read_body(http, most).await?))
             }
@@ -71,18 +81,33 @@ impl Gateway {
         }
     }
 
+    /// Reads a JSON body of a route that the gateway answers itself.
+    pub(super) async fn read_json(&self, http: &mut ServerSession) -> Result<Bytes, GatewayError> {
+        read_json(http, self.limits_section.token_body_bytes, self.limits_section.body_timeout).await
+    }
+
     /// Reads a body of no more than `most` bytes, within the body timeout as a whole.
     pub(super) async fn read_body(&self, http: &mut ServerSession, most: usize) -> Result<Bytes, GatewayError> {
         read_bounded(http, most, self.limits_section.body_timeout).await
     }
 }
 
+/// Reads a JSON body: of no more than `most` bytes, no longer than `within`, and complete.
+pub(super) async fn read_json(http: &mut ServerSession, most: usize, within: Duration) -> Result<Bytes, GatewayError> {
+    let headers = &http.req_header().headers;
+    if !is_json(headers) {
+        return Err(GatewayError::UnsupportedMediaType);
+    }
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > most) {
+        return Err(GatewayError::BodyTooLarge);
+    }
+    welcome_body(http).await?;
+    read_bounded(http, most, within).await
+}
+
 /// Reads a body of no more than `most` bytes, and no longer than `within`.
-pub(super) async fn read_bounded(
-    http: &mut ServerSession,
-    most: usize,
-    within: Duration,
-) -> Result<Bytes, GatewayError> {
+async fn read_bounded(http: &mut ServerSession, most: usize, within: Duration) -> Result<Bytes, GatewayError> {
     let read = async {
         let mut body = BytesMut::new();
         loop {
@@ -98,7 +123,7 @@ pub(super) async fn read_bounded(
 }
 
 /// Tells a client that waits for it to send its body (RFC 9110, section 10.1.1).
-pub(super) async fn welcome_body(http: &mut ServerSession) -> Result<(), GatewayError> {
+async fn welcome_body(http: &mut ServerSession) -> Result<(), GatewayError> {
     let head = http.req_header();
     let waits = head.version != Version::HTTP_10
         && head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -106,6 +131,12 @@ pub(super) async fn welcome_body(http: &mut ServerSession) -> Result<(), Gateway
         http.write_continue_response().await.map_err(|_| GatewayError::BadRequest("the client has gone"))?;
     }
     Ok(())
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+    })
 }
 
 /// Passes a piece of a streamed body on, and its end: with the `last` piece, or without one.

@@ -3,8 +3,10 @@
 
 pub mod answer;
 mod breaker;
+mod canonical;
 pub mod emporix;
 pub mod keys;
+pub mod webhook;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -61,6 +63,12 @@ impl Grant {
             Self::Exchange { .. } => Flow::Exchange,
             Self::OptIn { .. } => Flow::OptIn,
         }
+    }
+
+    /// The e-mail address that it proves to be the customer's.
+    #[must_use]
+    pub fn email(&self) -> Option<&str> {
+        if let Self::Password { email, .. } = self { Some(email) } else { None }
     }
 }
 

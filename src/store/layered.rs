@@ -9,8 +9,8 @@ use moka::sync::Cache;
 use super::hot_cache::HotCache;
 use super::loads::Loads;
 use super::{
-    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Page,
-    Saved, SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, NoteName, Owner,
+    Page, Saved, SessionStore, Settled, Standing, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
@@ -129,9 +129,17 @@ impl LayeredStore {
         if self.ended.contains_key(key) {
             return Ok(None);
         }
+        let loaded = self.load_refused(key).await?;
+        Ok(loaded.filter(|_| !self.ended.contains_key(key)))
+    }
+
+    /// The same of a session that is known here to have ended: the store may not know of it.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn load_refused(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
         let loaded = self.timed(StoreOperation::Load, self.store.load(key)).await?;
-        let ended_meanwhile = self.ended.contains_key(key);
-        Ok(loaded.filter(|session| !ended_meanwhile && self.clock.now() < session.expires_at(&self.limits)))
+        Ok(loaded.filter(|session| self.clock.now() < session.expires_at(&self.limits)))
     }
 
     /// Stores a new session.
@@ -333,6 +341,28 @@ impl LayeredStore {
     #[must_use]
     pub fn labels(&self) -> &LabelKeys {
         self.store.labels()
+    }
+
+    /// See [`SessionStore::note`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn note(
+        &self,
+        name: &NoteName,
+        value: &[u8],
+        life: Duration,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Note, self.store.note(name, value, life, standing)).await
+    }
+
+    /// See [`SessionStore::noted`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
+        self.timed(StoreOperation::Note, self.store.noted(name)).await
     }
 
     /// Whether the store answers.

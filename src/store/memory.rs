@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 
 use super::{
     Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, MOST_PER_CUSTOMER,
-    Owner, Page, Saved, SessionStore, Settled, StoreError, Walked,
+    NoteName, Owner, Page, Saved, SessionStore, Settled, Standing, StoreError, Walked,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::session::{LabelKeys, Session, SessionKey};
@@ -40,6 +40,7 @@ struct State {
     aliases: Expiring<Alias, Option<SessionKey>>,
     customers: Expiring<CustomerName, Vec<(SessionKey, Timestamp)>>,
     epochs: Expiring<CustomerName, Timestamp>,
+    notes: Expiring<NoteName, Vec<u8>>,
     swept_at: Timestamp,
 }
 
@@ -53,6 +54,7 @@ impl State {
         self.aliases.sweep(now);
         self.customers.sweep(now);
         self.epochs.sweep(now);
+        self.notes.sweep(now);
     }
 }
 
@@ -213,6 +215,25 @@ impl SessionStore for MemoryStore {
         &self.labels
     }
 
+    async fn note(&self, name: &NoteName, value: &[u8], life: Duration, standing: Standing) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let stands = state.notes.get(name, now).is_some();
+        if stands && standing == Standing::Keep {
+            return Ok(());
+        }
+        // What ends first makes room: who has tokens mailed again and again displaces no address.
+        if !stands && state.notes.len() >= self.max_sessions {
+            state.notes.remove_first_to_end();
+        }
+        state.notes.put(name.clone(), value.to_vec(), now.after(life));
+        Ok(())
+    }
+
+    async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.state().notes.get(name, self.clock.now()).cloned())
+    }
+
     fn invalidations(&self) -> broadcast::Receiver<Invalidation> {
         self.invalidations.subscribe()
     }
@@ -235,7 +256,7 @@ impl<K, V> Default for Expiring<K, V> {
     }
 }
 
-impl<K: Eq + Hash, V> Expiring<K, V> {
+impl<K: Clone + Eq + Hash, V> Expiring<K, V> {
     fn get(&self, key: &K, now: Timestamp) -> Option<&V> {
         self.0.get(key).filter(|(_, end)| now < *end).map(|(value, _)| value)
     }
@@ -250,6 +271,13 @@ impl<K: Eq + Hash, V> Expiring<K, V> {
 
     fn live(&self, now: Timestamp) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().filter(move |(_, (_, end))| now < *end).map(|(key, (value, _))| (key, value))
+    }
+
+    fn remove_first_to_end(&mut self) {
+        let first = self.0.iter().min_by_key(|(_, (_, end))| *end).map(|(key, _)| key.clone());
+        if let Some(first) = first {
+            self.0.remove(&first);
+        }
     }
 
     fn len(&self) -> usize {

@@ -153,6 +153,18 @@ impl CustomerName {
         half.is_some_and(|half| Self::of(session.tenant.clone(), &half.customer_id) == *self)
     }
 
+    /// The customer of whom [`CustomerName::hash`] was noted.
+    #[must_use]
+    pub const fn of_hash(tenant: TenantId, hash: [u8; 16]) -> Self {
+        Self { tenant, hash }
+    }
+
+    /// What of the number the store sees.
+    #[must_use]
+    pub const fn hash(&self) -> &[u8; 16] {
+        &self.hash
+    }
+
     fn hash_text(&self) -> String {
         use base64::Engine;
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(self.hash)
@@ -168,6 +180,47 @@ impl fmt::Debug for CustomerName {
 
 /// Sessions that are remembered of one customer; the newest ones. `scripts/index.lua` knows the number too.
 pub const MOST_PER_CUSTOMER: usize = 1_000;
+
+/// What a note is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NoteKind {
+    /// The customer who has an e-mail address.
+    Email,
+    /// The customer to whom a token was mailed.
+    MailToken,
+    /// A webhook delivery whose work is done.
+    Delivery,
+}
+
+impl NoteKind {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::MailToken => "mail-token",
+            Self::Delivery => "delivery",
+        }
+    }
+}
+
+/// Names a note by a keyed hash of what it is about: the store cannot tell the one from the other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NoteName {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// What it is about.
+    pub kind: NoteKind,
+    /// The keyed hash.
+    pub hash: [u8; 32],
+}
+
+/// What to do when a note stands already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The new one takes its place.
+    Replace,
+    /// It stays, and so does its end.
+    Keep,
+}
 
 /// What the store knows of a customer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -260,6 +313,11 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// What labels are made with: the same for every replica over one store.
     fn labels(&self) -> &LabelKeys;
+    /// Notes `value` for `life`, or does as `standing` says when a note of this name stands.
+    async fn note(&self, name: &NoteName, value: &[u8], life: Duration, standing: Standing) -> Result<(), StoreError>;
+
+    /// What was noted.
+    async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// What changes from now on, as other replicas cause it.
     fn invalidations(&self) -> broadcast::Receiver<Invalidation>;

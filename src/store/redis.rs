@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use super::seal::{Keyring, REVISION_LENGTH};
 use super::{
-    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, Owner, Page,
-    Saved, SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, NoteName, Owner,
+    Page, Saved, SessionStore, Settled, Standing, StoreError,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::config::RedisSection;
@@ -29,7 +29,7 @@ use deployment::{Deployment, Timeouts};
 use durable::DurableLines;
 use hearing::{CHANNEL, Hearing};
 use keeper::{Keeper, unavailable};
-use names::{alias_key, customer_keys, lease_keys, millis, session_key, tombstone_key};
+use names::{alias_key, customer_keys, lease_keys, millis, note_key, session_key, tombstone_key};
 
 /// Intents outlive their leases: the next holder has to find them, however late it comes.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
@@ -297,5 +297,18 @@ impl SessionStore for RedisStore {
 
     fn labels(&self) -> &LabelKeys {
         self.keyring.labels()
+    }
+
+    async fn note(&self, name: &NoteName, value: &[u8], life: Duration, standing: Standing) -> Result<(), StoreError> {
+        let mut set = redis::cmd("SET");
+        set.arg(note_key(name)).arg(value).arg("PX").arg(millis(life));
+        if standing == Standing::Keep {
+            set.arg("NX");
+        }
+        self.ask(&set).await
+    }
+
+    async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
+        self.ask(&Cmd::get(note_key(name))).await
     }
 }

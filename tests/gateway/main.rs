@@ -27,4 +27,5 @@ mod story;
 mod streaming;
 mod tls;
 mod token_routes;
+mod webhooks;
 mod world;

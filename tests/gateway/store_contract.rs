@@ -15,7 +15,8 @@ use emporix_gateway::store::memory::MemoryStore;
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
-    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, Owner, Saved, SessionStore, Settled, StoreError,
+    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, NoteKind, NoteName, Owner, Saved, SessionStore,
+    Settled, Standing, StoreError,
 };
 use emporix_gateway::telemetry::Metrics;
 
@@ -286,6 +287,39 @@ async fn a_walk_comes_by_every_session_that_is_there(store: &dyn SessionStore) {
     assert!(there.iter().all(|(key, tenant)| walked.get(key) == Some(tenant)));
 }
 
+fn note(kind: NoteKind) -> NoteName {
+    let [one, other] = [(); 2].map(|()| *SessionKey::random().unwrap().as_bytes());
+    NoteName { tenant: acme(), kind, hash: [one, other].concat().try_into().unwrap() }
+}
+
+async fn a_note_stands_until_it_is_replaced_and_may_be_kept(store: &dyn SessionStore) {
+    let name = note(NoteKind::Email);
+    assert_eq!(store.noted(&name).await, Ok(None));
+    for (value, standing, stands) in [
+        (&b"first"[..], Standing::Keep, &b"first"[..]),
+        (b"second", Standing::Keep, b"first"),
+        (b"third", Standing::Replace, b"third"),
+        (b"", Standing::Replace, b""),
+        (b"fourth", Standing::Keep, b""),
+    ] {
+        store.note(&name, value, HOUR, standing).await.unwrap();
+        assert_eq!(store.noted(&name).await, Ok(Some(stands.to_vec())));
+    }
+    let globex = TenantId::parse("globex").unwrap();
+    for other in [NoteName { kind: NoteKind::MailToken, ..name.clone() }, NoteName { tenant: globex, ..name }] {
+        assert_eq!(store.noted(&other).await, Ok(None), "{other:?}");
+    }
+}
+
+async fn a_note_ends_with_its_life_and_keeping_it_does_not_prolong_it(store: &dyn SessionStore) {
+    let name = note(NoteKind::Delivery);
+    store.note(&name, b"x", SOON, Standing::Replace).await.unwrap();
+    store.note(&name, b"y", HOUR, Standing::Keep).await.unwrap();
+    eventually("the note is over", async || store.noted(&name).await.unwrap().is_none()).await;
+    store.note(&name, b"y", HOUR, Standing::Keep).await.unwrap();
+    assert_eq!(store.noted(&name).await, Ok(Some(b"y".to_vec())), "one that is over is none to keep");
+}
+
 /// What every store promises.
 pub async fn holds_the_contract(store: &dyn SessionStore) {
     assert_eq!(store.ping().await, Ok(()));
@@ -305,6 +339,8 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     a_customers_session_leaves_the_index_with_its_life(store).await;
     an_epoch_is_never_lowered(store).await;
     a_walk_comes_by_every_session_that_is_there(store).await;
+    a_note_stands_until_it_is_replaced_and_may_be_kept(store).await;
+    a_note_ends_with_its_life_and_keeping_it_does_not_prolong_it(store).await;
 }
 
 fn redis_store(redis: &Redis) -> Arc<RedisStore> {
@@ -342,7 +378,7 @@ async fn redis_holds_the_contract_and_every_key_has_an_end() {
     let store = redis_store(&redis);
     holds_the_contract(&*store).await;
     let keys = redis.keys();
-    for part in [":session", ":tombstone", ":lease:c", ":intent:c", "eg:saas:", "eg:customer:", ":epoch"] {
+    for part in [":session", ":tombstone", ":lease:c", ":intent:c", "eg:saas:", "eg:customer:", ":epoch", "eg:note:"] {
         assert!(keys.iter().any(|key| key.contains(part)), "no {part} in {keys:?}");
     }
     for key in keys {
@@ -400,4 +436,20 @@ async fn a_full_embedded_store_refuses_new_sessions_and_recovers_when_old_ones_e
     assert!(store.load(&second.key).await.unwrap().is_some(), "what lives stays");
     store.remove(&second.key, HOUR).await.unwrap();
     assert_eq!(store.save(&session(), HOUR).await, Ok(Saved::Stored(1)), "an end makes room at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_embedded_store_lets_go_of_the_note_that_ends_first() {
+    let store = MemoryStore::new(Arc::new(SystemClock), 3).unwrap();
+    let [address, one, two, three] = [(); 4].map(|()| note(NoteKind::Email));
+    store.note(&address, b"a", 9 * HOUR, Standing::Replace).await.unwrap();
+    for (name, hours) in [(&one, 1), (&two, 2), (&three, 3)] {
+        store.note(name, b"t", hours * HOUR, Standing::Replace).await.unwrap();
+    }
+    assert_eq!(store.noted(&one).await, Ok(None));
+    for name in [&address, &two, &three] {
+        assert!(store.noted(name).await.unwrap().is_some());
+        store.note(name, b"again", 9 * HOUR, Standing::Replace).await.unwrap();
+    }
+    assert!(store.noted(&two).await.unwrap().is_some(), "what is written again needs no room");
 }

@@ -147,6 +147,12 @@ impl Simulator {
         self.admin(Method::PATCH, "settings", Some(settings)).await;
     }
 
+    /// Delivers a signed event to `url`, and returns the status that was answered.
+    pub async fn deliver(&self, kind: &str, payload: Value, secret: &str, url: &str) -> u64 {
+        let event = json!({"type": kind, "payload": payload, "secret": secret, "url": url});
+        self.admin(Method::POST, "events", Some(event)).await["answered"].as_u64().unwrap()
+    }
+
     /// Every secret ever issued, asked without a runtime.
     fn canaries(&self) -> Vec<String> {
         let answer = plain_get(self.address, "/_simulator/tokens");

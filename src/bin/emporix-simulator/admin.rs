@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     caller::Sim,
+    events,
     faults::Fault,
     intake::Received,
     operation::Operation,
@@ -31,6 +32,7 @@ pub(crate) fn routes() -> Router<Arc<Simulator>> {
         .route("/_simulator/tokens", get(secrets))
         .route("/_simulator/expire", post(expire))
         .route("/_simulator/faults", post(add_fault).delete(clear_faults))
+        .route("/_simulator/events", post(events::deliver))
         .route("/_simulator/settings", get(settings).patch(change_settings))
 }
 

@@ -7,6 +7,7 @@ mod anonymous;
 mod caller;
 mod carts;
 mod commerce;
+mod events;
 mod faults;
 mod gzip;
 mod intake;

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::clock::Timestamp;
 use crate::session::{Scope, SessionKey};
-use crate::store::{Alias, CustomerName, Intent, LeaseName};
+use crate::store::{Alias, CustomerName, Intent, LeaseName, NoteName};
 
 pub(super) fn session_key(key: &SessionKey) -> String {
     format!("eg:{{{}}}:session", key.to_text())
@@ -37,6 +37,12 @@ pub(super) fn customer_keys(customer: &CustomerName) -> [String; 2] {
     [format!("{name}:epoch"), name]
 }
 
+pub(super) fn note_key(name: &NoteName) -> String {
+    let hash = URL_SAFE_NO_PAD.encode(name.hash);
+    format!("eg:note:{{{}:{}:{hash}}}", name.tenant, name.kind.text())
+}
+
+/// As Redis takes durations; one of nothing would be refused.
 pub(super) fn millis(duration: Duration) -> String {
     duration.as_millis().clamp(1, i64::MAX as u128).to_string()
 }

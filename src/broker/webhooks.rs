@@ -1,0 +1,162 @@
+//! What Emporix' events do here: they end the sessions of customers who may not go on, and name those to whom a token
+//! was mailed.
+//! A delivery can only end sessions; it is remembered after its work is done, so what failed is done when it comes again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Broker, Tenant};
+use crate::clock::Timestamp;
+use crate::error::GatewayError;
+use crate::identity::webhook::{Addressee, Delivery, Event, Tells, Webhook};
+use crate::session::TenantId;
+use crate::store::{CustomerName, NoteKind, NoteName, Standing};
+use crate::telemetry::{Label, WebhookEvent, WebhookOutcome};
+
+/// How long a mailed token names its customer: longer than Emporix honours it.
+const MAIL_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+impl Broker {
+    /// Whether the tenant takes webhook deliveries.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn takes_webhooks(&self, tenant: &TenantId) -> Result<(), GatewayError> {
+        self.webhook_of(tenant).map(drop)
+    }
+
+    /// Takes a delivery: believes it, does its work once, and remembers it.
+    ///
+    /// # Errors
+    /// When it is not believed, or the store does not take its work: then it has to come again.
+    pub async fn deliver(self: &Arc<Self>, tenant: &TenantId, delivery: &Delivery<'_>) -> Result<(), GatewayError> {
+        let webhook = self.webhook_of(tenant)?;
+        let event = webhook.believe(tenant, delivery, self.clock.now()).inspect_err(|_| {
+            self.metrics.webhooks.count(WebhookEvent::Other, WebhookOutcome::Refused);
+        })?;
+        let outcome = self.take(tenant, webhook, &event).await;
+        let label = *outcome.as_ref().unwrap_or(&WebhookOutcome::Failed);
+        self.metrics.webhooks.count(event.kind, label);
+        tracing::info!(%tenant, event = event.kind.text(), outcome = label.text(), "a webhook event came");
+        outcome.map(drop)
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        webhook: &Webhook,
+        event: &Event,
+    ) -> Result<WebhookOutcome, GatewayError> {
+        if matches!(event.tells, Tells::Nothing) {
+            return Ok(WebhookOutcome::Ignored);
+        }
+        let delivery = NoteName { tenant: tenant.clone(), kind: NoteKind::Delivery, hash: event.delivery };
+        if self.store.noted(&delivery).await?.is_some() {
+            return Ok(WebhookOutcome::Repeated);
+        }
+        let outcome = self.follow(tenant, webhook, &event.tells).await?;
+        self.store.note(&delivery, &[], webhook.remembers_for(), Standing::Replace).await?;
+        Ok(outcome)
+    }
+
+    /// Does what an event asks for. Every part of it may be done twice.
+    async fn follow(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        webhook: &Webhook,
+        tells: &Tells,
+    ) -> Result<WebhookOutcome, GatewayError> {
+        match tells {
+            Tells::Nothing => Ok(WebhookOutcome::Ignored),
+            Tells::Revoked { customer_id } => {
+                let customer = CustomerName::of(tenant.clone(), customer_id);
+                self.revoke_all_elsewhere(&customer, None, self.clock.now()).await?;
+                Ok(WebhookOutcome::Revoked)
+            }
+            Tells::Address { customer_id, email } => {
+                let customer = CustomerName::of(tenant.clone(), customer_id);
+                // A profile may name any address: what a sign-in has proven stands.
+                self.note_address(webhook, email, &customer, Standing::Keep).await?;
+                Ok(WebhookOutcome::Noted)
+            }
+            Tells::Mailed { token, to } => {
+                let customer = match to {
+                    Addressee::Customer(customer_id) => Some(CustomerName::of(tenant.clone(), customer_id)),
+                    Addressee::Email(email) => self.customer_noted(&address_note(tenant, webhook, email)).await?,
+                };
+                let Some(customer) = customer else { return Ok(WebhookOutcome::Ignored) };
+                let note = mail_token_note(tenant, webhook, token);
+                self.store.note(&note, customer.hash(), MAIL_TOKEN_LIFE, Standing::Replace).await?;
+                Ok(WebhookOutcome::Noted)
+            }
+        }
+    }
+
+    /// Notes whose address was signed in with: a reset of its password has to end that customer's sessions.
+    pub(super) async fn note_sign_in(
+        &self,
+        tenant: &Tenant,
+        email: &str,
+        customer_id: &str,
+    ) -> Result<(), GatewayError> {
+        let Some(webhook) = &tenant.webhook else { return Ok(()) };
+        let customer = CustomerName::of(tenant.id.clone(), customer_id);
+        self.note_address(webhook, email, &customer, Standing::Replace).await
+    }
+
+    async fn note_address(
+        &self,
+        webhook: &Webhook,
+        email: &str,
+        customer: &CustomerName,
+        standing: Standing,
+    ) -> Result<(), GatewayError> {
+        // No session that this sign-in begins lives longer.
+        let life = self.store.limits().absolute;
+        let note = address_note(&customer.tenant, webhook, email);
+        Ok(self.store.note(&note, customer.hash(), life, standing).await?)
+    }
+
+    /// Ends all sessions of the customer to whom `mail_token` was mailed, if an event told; until the store takes it.
+    pub fn end_named_behind(self: &Arc<Self>, tenant: &TenantId, mail_token: &str) {
+        const ATTEMPTS: u32 = 600;
+        let Ok(webhook) = self.webhook_of(tenant) else { return };
+        let (note, epoch, broker) = (mail_token_note(tenant, webhook, mail_token), self.clock.now(), self.clone());
+        self.runtime.spawn(async move {
+            for _ in 0..ATTEMPTS {
+                match broker.end_named(&note, epoch).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(tenant = %note.tenant, %error, "sessions are not ended yet"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            tracing::error!(tenant = %note.tenant, "a customer's sessions could not be ended");
+        });
+    }
+
+    async fn end_named(self: &Arc<Self>, note: &NoteName, epoch: Timestamp) -> Result<(), GatewayError> {
+        let Some(customer) = self.customer_noted(note).await? else {
+            tracing::info!(tenant = %note.tenant, "no event told to whom a token was mailed: no session ends");
+            return Ok(());
+        };
+        Ok(self.revoke_all_elsewhere(&customer, None, epoch).await?)
+    }
+
+    async fn customer_noted(&self, note: &NoteName) -> Result<Option<CustomerName>, GatewayError> {
+        let noted = self.store.noted(note).await?;
+        let hash: Option<[u8; 16]> = noted.and_then(|hash| hash.try_into().ok());
+        Ok(hash.map(|hash| CustomerName::of_hash(note.tenant.clone(), hash)))
+    }
+
+    fn webhook_of(&self, tenant: &TenantId) -> Result<&Webhook, GatewayError> {
+        self.known_tenant(tenant)?.webhook.as_ref().ok_or(GatewayError::UnknownRoute)
+    }
+}
+
+fn address_note(tenant: &TenantId, webhook: &Webhook, email: &str) -> NoteName {
+    NoteName { tenant: tenant.clone(), kind: NoteKind::Email, hash: webhook.name_of_email(email) }
+}
+
+fn mail_token_note(tenant: &TenantId, webhook: &Webhook, token: &str) -> NoteName {
+    NoteName { tenant: tenant.clone(), kind: NoteKind::MailToken, hash: webhook.name_of_token(token) }
+}
