@@ -201,7 +201,8 @@ fn broker(
     let client = emporix::client(config.identity.timeout)
         .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))?;
     let client_ids = config.tenants.iter().map(|(id, tenant)| (id.clone(), tenant.client_id.clone())).collect();
-    let identity = Emporix::new(client.clone(), &config.upstream.base_url, client_ids, clock.clone(), metrics.clone())
+    let (timeout, base_url) = (config.identity.timeout, &config.upstream.base_url);
+    let identity = Emporix::new(client.clone(), timeout, base_url, client_ids, clock.clone(), metrics.clone())
         .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
     let tenants: HashMap<TenantId, Tenant> = config
         .tenants
@@ -218,6 +219,7 @@ fn broker(
     let settings = BrokerSettings {
         refresh_authorizer: config.identity.refresh_authorizer,
         refresh_reuse: config.refresh.reuse,
+        lease_term: config.refresh.lease,
         identity_timeout: config.identity.timeout,
         revoke_attempts: config.identity.revoke_attempts,
     };

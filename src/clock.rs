@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use minicbor::{Decode, Encode};
+use rustix::time::{ClockId, clock_gettime};
 
 /// An instant, in whole milliseconds since the Unix epoch.
 ///
@@ -69,6 +70,10 @@ fn whole_millis(duration: Duration) -> u64 {
 pub trait Clock: Send + Sync + 'static {
     /// The present instant.
     fn now(&self) -> Timestamp;
+
+    /// For how long the machine has been up. Nobody sets it, and it goes on while this process is stopped or the
+    /// machine sleeps: what it measures is what others have lived through meanwhile.
+    fn uptime(&self) -> Duration;
 }
 
 /// The machine's wall clock.
@@ -80,6 +85,10 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp(whole_millis(elapsed))
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
     }
 }
 
@@ -94,12 +103,19 @@ impl ShiftedClock {
     pub fn advance(&self, duration: Duration) {
         self.ahead_millis.fetch_add(whole_millis(duration), Ordering::Relaxed);
     }
+
+    fn ahead(&self) -> Duration {
+        Duration::from_millis(self.ahead_millis.load(Ordering::Relaxed))
+    }
 }
 
 impl Clock for ShiftedClock {
     fn now(&self) -> Timestamp {
-        let ahead = Duration::from_millis(self.ahead_millis.load(Ordering::Relaxed));
-        SystemClock.now().after(ahead)
+        SystemClock.now().after(self.ahead())
+    }
+
+    fn uptime(&self) -> Duration {
+        SystemClock.uptime() + self.ahead()
     }
 }
 
@@ -112,5 +128,13 @@ mod tests {
         let century = Duration::from_secs(u64::MAX);
         assert_eq!(Timestamp::from_seconds(5).after(century), Timestamp::NEVER);
         assert_eq!(Timestamp::from_seconds(5).since(Timestamp::from_seconds(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_is_moved_moves_its_uptime_too() {
+        let (clock, before) = (ShiftedClock::default(), SystemClock.uptime());
+        assert!(before > Duration::ZERO);
+        clock.advance(Duration::from_secs(60));
+        assert!(clock.uptime() >= before + Duration::from_secs(60));
     }
 }

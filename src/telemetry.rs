@@ -64,8 +64,9 @@ labels! {
     Half { Anonymous = "anonymous", Customer = "customer" }
     /// How a refresh ended.
     RefreshOutcome {
-        Renewed = "renewed", Joined = "joined", Superseded = "superseded", Rejected = "rejected",
-        Unavailable = "unavailable", Unknown = "unknown", Lost = "lost",
+        Renewed = "renewed", Recovered = "recovered", Joined = "joined", Followed = "followed",
+        Superseded = "superseded", Rejected = "rejected", Unavailable = "unavailable", Unknown = "unknown",
+        Lost = "lost",
     }
     /// What was asked of the store.
     StoreOperation {

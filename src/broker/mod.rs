@@ -7,6 +7,7 @@ mod authorizer;
 mod flights;
 mod granted;
 mod guest;
+mod lease;
 mod login;
 mod logout;
 mod operator;
@@ -89,8 +90,10 @@ pub struct BrokerSettings {
     pub refresh_authorizer: RefreshAuthorizer,
     /// What reuse of a replaced refresh handle does.
     pub refresh_reuse: RefreshReuse,
-    /// Bound on one token call; leases outlive it.
+    /// Bound on one token call.
     pub identity_timeout: Duration,
+    /// How long a lease lasts unless its holder renews it.
+    pub lease_term: Duration,
     /// Attempts at telling Emporix of a logout.
     pub revoke_attempts: u32,
 }

@@ -5,93 +5,106 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Broker;
+use super::lease::{HeldLease, LeaseLost, Undeclared};
 use super::refresh::{Ask, Renewal, half};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::{IdentityError, Issued, Refusal};
 use crate::session::{Freshness, Scope, Session, Token, TokenSet};
 use crate::store::layered::Change;
-use crate::store::{Intent, LeaseName, Owner, Settled};
+use crate::store::{Intent, Settled};
 use crate::telemetry::{RefreshOutcome, SessionEvent};
 
 /// One redeem under its lease.
 struct Redeem<'r> {
-    lease: &'r LeaseName,
-    owner: &'r Owner,
+    lease: &'r HeldLease,
     intent: Intent,
     session: &'r Session,
     refresh: &'r Token,
 }
 
 impl Redeem<'_> {
-    /// Nothing was sent. An intent of our own goes with the lease; one that was found stays.
-    fn unsent(&self, error: impl Into<GatewayError>) -> Redeemed {
-        let settled = if self.intent.recoveries == 0 { Settled::Known } else { Settled::Unknown };
-        Redeemed { settled, ..Redeemed::untouched(error) }
+    /// Nothing was spent. An intent of our own goes with the lease; one that was found stays.
+    fn unspent(&self, error: impl Into<GatewayError>) -> Redeemed {
+        Redeemed { settled: self.unspent_settles(), ..Redeemed::untouched(error) }
+    }
+
+    /// Nothing was sent, for somebody else may be at it.
+    const fn overtaken(&self, lost: LeaseLost) -> Redeemed {
+        Redeemed { renewal: Err(lost), settled: self.unspent_settles(), outcome: RefreshOutcome::Superseded }
+    }
+
+    const fn unspent_settles(&self) -> Settled {
+        if self.is_recovery() { Settled::Unknown } else { Settled::Known }
+    }
+
+    /// Whether the token may have been spent before, by somebody who did not live to say so.
+    const fn is_recovery(&self) -> bool {
+        self.intent.recoveries > 0
     }
 }
 
 /// What became of one redeem.
 struct Redeemed {
-    renewal: Renewal,
+    renewal: Result<Renewal, LeaseLost>,
     settled: Settled,
     outcome: RefreshOutcome,
 }
 
 impl Redeemed {
     const fn known(renewal: Renewal, outcome: RefreshOutcome) -> Self {
-        Self { renewal, settled: Settled::Known, outcome }
+        Self { renewal: Ok(renewal), settled: Settled::Known, outcome }
     }
 
     /// Nothing was sent, and what an earlier holder left stays as it is.
     fn untouched(error: impl Into<GatewayError>) -> Self {
-        let renewal = Renewal::Failed(error.into());
+        let renewal = Ok(Renewal::Failed(error.into()));
         Self { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Unavailable }
     }
 }
 
 impl Broker {
+    /// Redeems, while the lease is kept, and gives it up.
     pub(super) async fn redeem_under(
         self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
+        lease: HeldLease,
         seen: u64,
         ask: &Ask,
         orphan: Option<Intent>,
-    ) -> Renewal {
-        let redeemed = self.redeem_if_due(lease, owner, seen, ask, orphan).await;
-        self.metrics.refreshes.count(half(lease.scope), redeemed.outcome);
-        if let Err(error) = self.store.release(lease, owner, redeemed.settled).await {
-            tracing::warn!(session = %self.label(&lease.key), %error, "a lease could not be released; it ends by itself");
-        }
+    ) -> Result<Renewal, LeaseLost> {
+        let redeemed = tokio::select! {
+            redeemed = self.redeem_if_due(&lease, seen, ask, orphan) => redeemed,
+            never = self.keep_lease(&lease) => match never {},
+        };
+        self.metrics.refreshes.count(half(lease.scope()), redeemed.outcome);
+        self.give_up(&lease, redeemed.settled).await;
         redeemed.renewal
     }
 
     async fn redeem_if_due(
         self: &Arc<Self>,
-        lease: &LeaseName,
-        owner: &Owner,
+        lease: &HeldLease,
         seen: u64,
         ask: &Ask,
         orphan: Option<Intent>,
     ) -> Redeemed {
-        let LeaseName { key, scope } = lease;
+        let (key, scope) = (lease.key(), lease.scope());
         let now = self.clock.now();
         let session = match self.store.load_record(key).await {
             Ok(Some(session)) => session,
             Ok(None) => return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
             Err(error) => return Redeemed::untouched(error),
         };
-        let Some(tokens) = session.tokens(*scope) else {
+        let Some(tokens) = session.tokens(scope) else {
             return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
         };
-        if !is_due(&session, tokens, *scope, seen, ask, now, self.store.limits().refresh_margin) {
+        if !is_due(&session, tokens, scope, seen, ask, now, self.store.limits().refresh_margin) {
             return Redeemed::known(Renewal::Current(self.ready_of(&session)), RefreshOutcome::Superseded);
         }
         let Some(refresh) = tokens.refresh.clone().filter(|_| now < tokens.refresh_expires_at) else {
             return Redeemed::known(Renewal::Ended, RefreshOutcome::Rejected);
         };
-        let generation = session.generation(*scope);
+        let generation = session.generation(scope);
         let orphan = orphan.filter(|intent| intent.generation == generation);
         let access_lives = now < tokens.access_expires_at && *ask != Ask::Now;
         match orphan {
@@ -99,33 +112,31 @@ impl Broker {
             Some(_) if access_lives => {
                 return Redeemed::untouched(GatewayError::IdentityUnavailable("an earlier refresh is unsettled"));
             }
-            Some(intent) if intent.recoveries > 0 => return self.lose(&session, *scope).await,
+            Some(intent) if intent.recoveries > 0 => return self.lose(&session, scope).await,
             _ => {}
         }
         let recoveries = orphan.map_or(0, |intent| intent.recoveries + 1);
         let intent = Intent { generation, started_at: now, recoveries };
-        let redeem = Redeem { lease, owner, intent, session: &session, refresh: &refresh };
+        let redeem = Redeem { lease, intent, session: &session, refresh: &refresh };
         let redeemed = match scope {
             Scope::Anonymous => self.redeem_anonymous(&redeem).await,
             Scope::Customer => self.redeem_customer(&redeem, ask).await,
         };
         if let (Some(found), RefreshOutcome::Unavailable) = (orphan, redeemed.outcome) {
             // Nothing was spent, so the one recovery is still to come. If this is not heard, it is taken for spent.
-            let _ = self.store.declare(lease, owner, &found, self.lease_life()).await;
+            let _ = self.declare(lease, &found).await;
         }
         redeemed
     }
 
     async fn redeem_anonymous(self: &Arc<Self>, redeem: &Redeem<'_>) -> Redeemed {
-        if let Err(redeemed) = self.declare(redeem).await {
+        if let Err(redeemed) = self.about_to_send(redeem).await {
             return redeemed;
         }
         match self.identity.anonymous_refresh(&redeem.session.tenant, redeem.refresh).await {
             Ok(issued) => self.keep_renewed(redeem, issued, None).await,
-            Err(IdentityError::Refused(refusal)) if matches!(refusal.status, 400 | 401) => {
-                self.reject(redeem.session, Scope::Anonymous).await
-            }
-            Err(IdentityError::AuthorizerRefused) => self.reject(redeem.session, Scope::Anonymous).await,
+            Err(IdentityError::Refused(refusal)) if matches!(refusal.status, 400 | 401) => self.reject(redeem).await,
+            Err(IdentityError::AuthorizerRefused) => self.reject(redeem).await,
             Err(error) => failed(error, redeem),
         }
     }
@@ -138,9 +149,9 @@ impl Broker {
         loop {
             let authorizer = match self.refresh_authorizer(session, refused.as_ref()).await {
                 Ok(authorizer) => authorizer,
-                Err(error) => return redeem.unsent(error),
+                Err(error) => return redeem.unspent(error),
             };
-            if let Err(redeemed) = self.declare(redeem).await {
+            if let Err(redeemed) = self.about_to_send(redeem).await {
                 return redeemed;
             }
             let answer = self.identity.refresh(&session.tenant, refresh, &authorizer, legal_entity.as_deref()).await;
@@ -149,7 +160,7 @@ impl Broker {
                 // Said of the authorizer, and so no word on the refresh token: another one, once.
                 Err(IdentityError::AuthorizerRefused) if refused.is_none() => refused = Some(authorizer),
                 Err(IdentityError::Refused(refusal)) if matches!(refusal.status, 400 | 401) => {
-                    return self.refused(session, refusal, ask).await;
+                    return self.refused(redeem, refusal, ask).await;
                 }
                 Err(error) => return failed(error, redeem),
             }
@@ -157,26 +168,25 @@ impl Broker {
     }
 
     /// A refusal of an explicit switch may be about the legal entity; one of a plain refresh is about the token.
-    async fn refused(&self, session: &Session, refusal: Box<Refusal>, ask: &Ask) -> Redeemed {
+    async fn refused(&self, redeem: &Redeem<'_>, refusal: Box<Refusal>, ask: &Ask) -> Redeemed {
         match ask {
             Ask::LegalEntity(Some(_)) if refusal.status == 400 => {
                 Redeemed::known(Renewal::Failed(GatewayError::Refused(refusal)), RefreshOutcome::Unavailable)
             }
-            _ => self.reject(session, Scope::Customer).await,
+            _ => self.reject(redeem).await,
         }
     }
 
     /// Writes ahead that the refresh token is about to be sent, if the lease is still ours.
-    async fn declare(&self, redeem: &Redeem<'_>) -> Result<(), Redeemed> {
-        match self.store.declare(redeem.lease, redeem.owner, &redeem.intent, self.lease_life()).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(redeem.unsent(GatewayError::IdentityUnavailable("the lease was lost"))),
-            Err(error) => Err(redeem.unsent(error)),
-        }
+    async fn about_to_send(&self, redeem: &Redeem<'_>) -> Result<(), Redeemed> {
+        self.declare(redeem.lease, &redeem.intent).await.map_err(|undeclared| match undeclared {
+            Undeclared::Lost(lost) => redeem.overtaken(lost),
+            Undeclared::Unknown(error) => redeem.unspent(error),
+        })
     }
 
-    /// Saves what was issued, if nobody advanced the generation meanwhile. It may hold the only valid token, so a
-    /// store that is away is asked again for a while, and the lease is kept as long.
+    /// Saves what was issued, if nobody advanced the generation meanwhile: whoever holds the lease by now, it may be the
+    /// only valid token. So a store that is away is asked again for a while.
     async fn keep_renewed(
         self: &Arc<Self>,
         redeem: &Redeem<'_>,
@@ -184,7 +194,7 @@ impl Broker {
         legal_entity: Option<Option<String>>,
     ) -> Redeemed {
         const ATTEMPTS: u32 = 25;
-        let (redeemed, scope) = (redeem.session, redeem.lease.scope);
+        let (redeemed, scope) = (redeem.session, redeem.lease.scope());
         let generation = redeemed.generation(scope);
         let mut attempt = 1;
         loop {
@@ -201,82 +211,78 @@ impl Broker {
                 })
                 .await;
             match saved {
-                Ok(Some(session)) => {
-                    let outcome = if ours { RefreshOutcome::Renewed } else { RefreshOutcome::Superseded };
-                    return Redeemed::known(Renewal::Current(self.ready_of(&session)), outcome);
+                Ok(Some(session)) if ours => {
+                    let outcome =
+                        if redeem.is_recovery() { RefreshOutcome::Recovered } else { RefreshOutcome::Renewed };
+                    return Redeemed::known(self.standing(&session, scope), outcome);
                 }
-                Ok(None) => {
-                    // A logout overtook the refresh: the session is gone, and Emporix must hear of its newest token too.
-                    if scope == Scope::Customer {
-                        self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
-                    }
-                    return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded);
-                }
+                Ok(overtaken) => return self.discard_renewed(redeem, issued, overtaken.as_ref()),
                 Err(error) if attempt == ATTEMPTS => {
                     tracing::error!(session = %self.label(&redeemed.key), %error, "renewed tokens could not be saved");
-                    let renewal = Renewal::Failed(error.into());
-                    return Redeemed { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Lost };
+                    return Redeemed { outcome: RefreshOutcome::Unknown, ..Redeemed::untouched(error) };
                 }
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(100) * attempt).await;
-                    // Whether or not this is heard, the answer is worth saving: only the generation decides.
-                    let _ = self.declare(redeem).await;
                     attempt += 1;
                 }
             }
         }
     }
 
+    /// A logout or another customer's sign-in overtook the refresh: Emporix must hear of that customer's newest token
+    /// too. Where another refresh was faster, both tokens are the same customer's, and neither is revoked.
+    fn discard_renewed(self: &Arc<Self>, redeem: &Redeem<'_>, issued: Issued, overtaken: Option<&Session>) -> Redeemed {
+        let (redeemed, scope) = (redeem.session, redeem.lease.scope());
+        let signed_out = overtaken.is_none_or(|session| session.signed_in_at() != redeemed.signed_in_at());
+        if scope == Scope::Customer && signed_out {
+            self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
+        }
+        let renewal = overtaken.map_or(Renewal::Ended, |session| self.standing(session, scope));
+        Redeemed::known(renewal, RefreshOutcome::Superseded)
+    }
+
     /// Emporix refused the refresh token. Another replica may have won; if not, the half is over.
-    async fn reject(&self, refused: &Session, scope: Scope) -> Redeemed {
+    async fn reject(&self, redeem: &Redeem<'_>) -> Redeemed {
+        let (refused, scope) = (redeem.session, redeem.lease.scope());
         if scope == Scope::Customer && self.rejections.are_a_burst(self.clock.now()) {
             tracing::error!(session = %self.label(&refused.key), "Emporix refuses refreshes of many sessions at once; none is ended");
-            let renewal = Renewal::Failed(GatewayError::IdentityUnavailable("refreshes of many sessions are refused"));
-            return Redeemed::known(renewal, RefreshOutcome::Unavailable);
+            return redeem.unspent(GatewayError::IdentityUnavailable("refreshes of many sessions are refused"));
         }
-        let renewal = self.end_half(refused, scope).await;
-        if matches!(renewal, Renewal::Ended) && scope == Scope::Customer {
-            tracing::info!(session = %self.label(&refused.key), tenant = %refused.tenant, "Emporix refused the refresh; the customer's half ended");
+        if redeem.is_recovery() {
+            return self.lose(refused, scope).await;
         }
-        Redeemed::known(renewal, RefreshOutcome::Rejected)
+        tracing::info!(session = %self.label(&refused.key), tenant = %refused.tenant, ?scope, "Emporix refused a refresh");
+        self.end_half(refused, scope, RefreshOutcome::Rejected).await
     }
 
-    /// The recovery of an unsettled refresh was unsettled as well: the half ends cleanly.
+    /// An unsettled refresh has spent the token, and nobody has its answer: the half ends cleanly.
     async fn lose(&self, session: &Session, scope: Scope) -> Redeemed {
-        tracing::warn!(session = %self.label(&session.key), tenant = %session.tenant, "a refresh token was lost");
-        Redeemed::known(self.end_half(session, scope).await, RefreshOutcome::Lost)
+        tracing::warn!(session = %self.label(&session.key), tenant = %session.tenant, ?scope, "a refresh token was lost");
+        self.end_half(session, scope, RefreshOutcome::Lost).await
     }
 
-    async fn end_half(&self, seen: &Session, scope: Scope) -> Renewal {
-        let (now, generation) = (self.clock.now(), seen.generation(scope));
-        let ended = self
-            .store
-            .update(&seen.key, |session| {
-                if session.generation(scope) != generation {
-                    return Change::Discard;
-                }
-                match (scope, &mut session.anonymous) {
-                    (Scope::Customer, _) => session.end_customer(),
-                    (Scope::Anonymous, Some(half)) => {
-                        half.tokens.refresh = None;
-                        half.tokens.access_expires_at = half.tokens.access_expires_at.min(now);
-                        session.anonymous_generation += 1;
-                    }
-                    (Scope::Anonymous, None) => return Change::Discard,
-                }
-                Change::Save
-            })
-            .await;
-        match ended {
-            Ok(Some(session)) if session.generation(scope) == generation + 1 => {
+    /// Ends the half for the reason that `outcome` names, unless somebody advanced it meanwhile. Where the store cannot
+    /// be told, the intent stays: whoever finds it knows that the token is not to be sent as a new one.
+    async fn end_half(&self, seen: &Session, scope: Scope, outcome: RefreshOutcome) -> Redeemed {
+        let (now, generation, mut ours) = (self.clock.now(), seen.generation(scope), false);
+        let ended = self.store.update(&seen.key, |session| {
+            ours = session.generation(scope) == generation;
+            if !ours {
+                return Change::Discard;
+            }
+            end(session, scope, now);
+            Change::Save
+        });
+        match ended.await {
+            Ok(Some(session)) if !ours => Redeemed::known(self.standing(&session, scope), RefreshOutcome::Superseded),
+            Ok(Some(_)) => {
                 if scope == Scope::Customer {
                     self.metrics.sessions.count(SessionEvent::CustomerLost);
                 }
-                Renewal::Ended
+                Redeemed::known(Renewal::Ended, outcome)
             }
-            Ok(Some(session)) => Renewal::Current(self.ready_of(&session)),
-            Ok(None) => Renewal::Ended,
-            Err(error) => Renewal::Failed(error.into()),
+            Ok(None) => Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
+            Err(error) => Redeemed { outcome: RefreshOutcome::Unknown, ..Redeemed::untouched(error) },
         }
     }
 }
@@ -314,6 +320,18 @@ fn apply(session: &mut Session, scope: Scope, issued: &Issued, legal_entity: Opt
     }
 }
 
+fn end(session: &mut Session, scope: Scope, now: Timestamp) {
+    match (scope, &mut session.anonymous) {
+        (Scope::Customer, _) => session.end_customer(),
+        (Scope::Anonymous, Some(half)) => {
+            half.tokens.refresh = None;
+            half.tokens.access_expires_at = half.tokens.access_expires_at.min(now);
+            session.anonymous_generation += 1;
+        }
+        (Scope::Anonymous, None) => {}
+    }
+}
+
 /// What a failed call says of the refresh token: nothing, or that it may be spent. A recovery that settles nothing
 /// leaves the intent that it found.
 fn failed(error: IdentityError, redeem: &Redeem<'_>) -> Redeemed {
@@ -326,6 +344,6 @@ fn failed(error: IdentityError, redeem: &Redeem<'_>) -> Redeemed {
         }
         _ => GatewayError::IdentityUnavailable("the refresh was not served"),
     };
-    let unsent = redeem.unsent(reason);
-    Redeemed { settled: if unknown { Settled::Unknown } else { unsent.settled }, outcome, ..unsent }
+    let unspent = redeem.unspent(reason);
+    Redeemed { settled: if unknown { Settled::Unknown } else { unspent.settled }, outcome, ..unspent }
 }

@@ -4,6 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
 use super::flights::{Flight, Part};
 use super::granted::NewHandles;
 use super::{Broker, Credential, Granted};
@@ -12,7 +16,7 @@ use crate::config::RefreshReuse;
 use crate::error::GatewayError;
 use crate::session::{Freshness, HandleKind, ReadySession, Scope, Session, SessionKey, TenantId};
 use crate::store::layered::Change;
-use crate::store::{Lead, LeaseName, Owner};
+use crate::store::{Invalidation, LeaseName, Owner};
 use crate::telemetry::{Half, RefreshOutcome, Saved, SessionEvent};
 
 /// Why tokens are to be renewed.
@@ -88,27 +92,31 @@ impl Broker {
         }
     }
 
-    /// Longer than everything a leader does while it holds the lease: the authorizer's calls and the redeem.
-    pub(super) fn lease_life(&self) -> Duration {
-        4 * self.settings.identity_timeout
-    }
-
+    /// Renews under the lease; while another replica has it, waits for what comes of that.
     async fn lead(self: &Arc<Self>, key: &SessionKey, scope: Scope, seen: u64, ask: &Ask) -> Renewal {
-        const POLL: Duration = Duration::from_millis(40);
-        let lease = LeaseName { key: *key, scope };
+        let name = LeaseName { key: *key, scope };
         let mut owner = Owner::default();
         if let Err(error) = getrandom::fill(&mut owner) {
             return Renewal::Failed(error.into());
         }
-        let polls = self.lease_life().as_millis() / POLL.as_millis();
-        for _ in 0..=polls {
-            match self.store.acquire(&lease, &owner, self.lease_life()).await {
+        // Long enough for a holder that died, and for a redeem of its successor's.
+        let deadline = Instant::now() + self.settings.lease_term + 2 * self.settings.identity_timeout;
+        // Listened to before the lease is asked for: so no word of its holder's is missed.
+        let mut words = self.store.invalidations();
+        while Instant::now() < deadline {
+            match self.take_lease(name, owner).await {
                 Err(error) => return Renewal::Failed(error.into()),
-                Ok(Lead::Ours(orphan)) => return self.redeem_under(&lease, &owner, seen, ask, orphan).await,
-                Ok(Lead::Elsewhere) => {}
+                Ok(Some((held, orphan))) => {
+                    // Who loses the lease before the token was sent follows who has it.
+                    if let Ok(renewal) = self.redeem_under(held, seen, ask, orphan).await {
+                        return renewal;
+                    }
+                }
+                Ok(None) => {}
             }
-            tokio::time::sleep(POLL).await;
+            word_of(key, &mut words).await;
             if let Some(settled) = self.settled_elsewhere(key, scope, seen, ask).await {
+                self.metrics.refreshes.count(half(scope), RefreshOutcome::Followed);
                 return settled;
             }
         }
@@ -119,12 +127,19 @@ impl Broker {
     async fn settled_elsewhere(&self, key: &SessionKey, scope: Scope, seen: u64, ask: &Ask) -> Option<Renewal> {
         match self.store.load_record(key).await {
             Ok(None) => Some(Renewal::Ended),
-            Ok(Some(session)) if session.tokens(scope).is_none() => Some(Renewal::Ended),
-            Ok(Some(session)) if session.generation(scope) != seen && !matches!(ask, Ask::LegalEntity(_)) => {
-                Some(Renewal::Current(self.ready_of(&session)))
+            Ok(Some(session)) => {
+                let advanced = session.generation(scope) != seen && !matches!(ask, Ask::LegalEntity(_));
+                (advanced || session.tokens(scope).is_none()).then(|| self.standing(&session, scope))
             }
-            Ok(Some(_)) => None,
             Err(error) => Some(Renewal::Failed(error.into())),
+        }
+    }
+
+    /// How the half of `session` stands.
+    pub(super) fn standing(&self, session: &Session, scope: Scope) -> Renewal {
+        match session.tokens(scope) {
+            Some(_) => Renewal::Current(self.ready_of(session)),
+            None => Renewal::Ended,
         }
     }
 
@@ -207,6 +222,27 @@ impl Broker {
             self.end_behind(ready.key);
         }
     }
+}
+
+/// Waits until another replica says that the session changed, or until it is time to look without such a word.
+async fn word_of(key: &SessionKey, words: &mut Receiver<Invalidation>) {
+    let word = async {
+        loop {
+            match words.recv().await {
+                Ok(Invalidation::Replaced(changed) | Invalidation::Ended(changed, _)) if changed != *key => {}
+                Ok(_) | Err(RecvError::Lagged(_)) => return,
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    // No word: it was lost on its way, or the holder died or gave up, which no one says.
+    let _ = tokio::time::timeout(next_look(), word).await;
+}
+
+/// A quarter of a second, give or take a fifth: replicas that began to wait together do not ask together for ever.
+fn next_look() -> Duration {
+    let jitter = getrandom::u32().map_or(50, |random| u64::from(random % 101));
+    Duration::from_millis(200 + jitter)
 }
 
 pub(super) const fn half(scope: Scope) -> Half {

@@ -26,6 +26,9 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     if !(0.01..=0.9).contains(&config.refresh.margin) {
         fault("refresh.margin", "expected a share from 0.01 to 0.9");
     }
+    if config.refresh.lease < Duration::from_secs(1) {
+        fault("refresh.lease", "expected a second or more");
+    }
     for (key, idle) in [
         ("session.visitor_idle", config.session.visitor_idle),
         ("session.customer_idle", config.session.customer_idle),

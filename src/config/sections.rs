@@ -350,13 +350,18 @@ const fn days(count: u64) -> Duration {
 pub struct RefreshSection {
     /// Share of a token's life that is left when renewal is due.
     pub margin: f64,
+    /// How long the right to renew a session lasts unless its holder renews it. Longer than `identity.timeout`, so that
+    /// a holder that cannot reach the store is not overtaken while Emporix answers; a replica that dies in the middle of
+    /// a refresh holds the session's others up for as long.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
     /// What reuse of a replaced refresh handle does.
     pub reuse: RefreshReuse,
 }
 
 impl Default for RefreshSection {
     fn default() -> Self {
-        Self { margin: 0.25, reuse: RefreshReuse::Refuse }
+        Self { margin: 0.25, lease: Duration::from_secs(15), reuse: RefreshReuse::Refuse }
     }
 }
 

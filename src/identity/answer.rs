@@ -37,6 +37,10 @@ pub struct Issued {
     pub number_form: NumberForm,
 }
 
+/// For how long an access token is used, even when the answer that brings it calls it over. An answer that is wrong
+/// about that costs an API call with a token that is over, and not a redeem for each request.
+const LEAST_ACCESS_LIFE: Duration = Duration::from_secs(3);
+
 /// Fields that never pass, in any spelling: tokens, and what names a token.
 const SECRET_FIELDS: [&str; 12] = [
     "access_token",
@@ -78,6 +82,7 @@ impl Issued {
             _ => NumberForm::Number,
         };
         let access_life = lifetime(expires_in).ok_or(IdentityError::Unreadable("no life time"))?;
+        let access_life = access_life.max(LEAST_ACCESS_LIFE);
         let refresh_expires_in = answer.get("refresh_token_expires_in").or_else(|| answer.get("refreshTokenExpiresIn"));
         let refresh_life = lifetime(refresh_expires_in).unwrap_or_default();
         Ok(Self {
@@ -226,12 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn hostile_lifetimes_saturate() {
+    fn hostile_lifetimes_saturate_and_no_token_is_over_when_it_comes() {
         for (life, expected) in [
             (serde_json::json!(1e18), Timestamp::NEVER),
-            (serde_json::json!(-1), NOW),
-            (serde_json::json!("-1"), NOW),
-            (serde_json::json!(0), NOW),
+            (serde_json::json!("1e18"), Timestamp::NEVER),
+            (serde_json::json!(-1), NOW.after(LEAST_ACCESS_LIFE)),
+            (serde_json::json!("-1"), NOW.after(LEAST_ACCESS_LIFE)),
+            (serde_json::json!(0), NOW.after(LEAST_ACCESS_LIFE)),
+            (serde_json::json!(60), NOW.after(Duration::from_secs(60))),
         ] {
             let issued = read(&serde_json::json!({"access_token": "a", "expires_in": life})).unwrap();
             assert_eq!(issued.tokens.access_expires_at, expected);

@@ -2,6 +2,7 @@
 //! Secrets travel in these URLs, so no URL of this file is ever logged or put into an error.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,20 @@ use crate::clock::Clock;
 use crate::session::{SiteContext, TenantId, Token};
 use crate::telemetry::{CallOutcome, EmporixCall, Metrics};
 
+/// How long after its time an answer is still looked for: one that came while this process stood still lies unread, and
+/// may hold the only valid token.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// The library's own bound on a call, which must not be the first to see that time is over: [`within`] is the bound.
+const OUT_OF_THE_WAY: Duration = Duration::from_secs(86_400);
+
 /// Largest answer of a token endpoint that is read, in bytes.
 const MOST_ANSWER_BYTES: usize = 64 * 1024;
 
 /// Speaks to Emporix.
 pub struct Emporix {
     client: Client,
+    timeout: Duration,
     base: Url,
     client_ids: HashMap<TenantId, String>,
     breakers: Breakers,
@@ -52,19 +61,21 @@ pub fn client(timeout: Duration) -> reqwest::Result<Client> {
 }
 
 impl Emporix {
-    /// Emporix at `base_url`, with each tenant's `client_id`.
+    /// Emporix at `base_url`, with each tenant's `client_id`; calls last no longer than `timeout`.
     ///
     /// # Errors
     /// When `base_url` is no URL.
     pub fn new(
         client: Client,
+        timeout: Duration,
         base_url: &str,
         client_ids: HashMap<TenantId, String>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, url::ParseError> {
         let breakers = Breakers::new(client_ids.keys(), clock.clone(), metrics.clone());
-        Ok(Self { client, base: Url::parse(base_url)?, client_ids, breakers, calls: Queue::default(), clock, metrics })
+        let (base, calls) = (Url::parse(base_url)?, Queue::default());
+        Ok(Self { client, timeout, base, client_ids, breakers, calls, clock, metrics })
     }
 
     fn url<'q>(&self, path: &[&str], query: impl IntoIterator<Item = (&'q str, Option<&'q str>)>) -> Url {
@@ -94,7 +105,8 @@ impl Emporix {
         let leave = self.breakers.ask(tenant, call)?;
         let _turn = self.calls.turn().await?;
         let started = Instant::now();
-        let answer = self.exchange(request).await;
+        let answer = within(self.timeout, self.exchange(request)).await;
+        let answer = answer.unwrap_or(Err(IdentityError::Unknown("no answer in time")));
         leave.settle(&answer);
         self.metrics.emporix_seconds.record(call, started.elapsed());
         let outcome = match &answer {
@@ -112,7 +124,8 @@ impl Emporix {
             .client
             .request(call.method, call.url)
             .header(ACCEPT, "application/json")
-            .header(ACCEPT_ENCODING, "identity");
+            .header(ACCEPT_ENCODING, "identity")
+            .timeout(OUT_OF_THE_WAY);
         if let Some(authorizer) = call.authorizer {
             request = request.header(AUTHORIZATION, authorizer.to_bearer());
         }
@@ -175,6 +188,15 @@ struct Call<'c> {
 impl<'c> Call<'c> {
     const fn new(method: Method, url: Url, authorizer: Option<&'c Token>) -> Self {
         Self { method, url, authorizer, session_id: None, body: None }
+    }
+}
+
+/// What `call` brings within `timeout`, or is found to have brought when the time is over.
+async fn within<T>(timeout: Duration, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    match tokio::time::timeout(timeout, &mut call).await {
+        Ok(brought) => Some(brought),
+        Err(_) => tokio::time::timeout(LAST_LOOK, call).await.ok(),
     }
 }
 

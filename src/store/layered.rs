@@ -245,6 +245,14 @@ impl LayeredStore {
         self.timed(StoreOperation::Lease, self.store.acquire(lease, owner, life)).await
     }
 
+    /// See [`SessionStore::extend`].
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub async fn extend(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<bool, StoreError> {
+        self.timed(StoreOperation::Lease, self.store.extend(lease, owner, life)).await
+    }
+
     /// See [`SessionStore::declare`].
     ///
     /// # Errors

@@ -121,6 +121,16 @@ impl SessionStore for MemoryStore {
         Ok(Lead::Ours(state.intents.get(lease, now).copied()))
     }
 
+    async fn extend(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let held = state.leases.get(lease, now) == Some(owner);
+        if held {
+            state.leases.put(*lease, *owner, now.after(life));
+        }
+        Ok(held)
+    }
+
     async fn declare(
         &self,
         lease: &LeaseName,

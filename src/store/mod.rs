@@ -273,6 +273,9 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Takes the lease for `life` unless somebody holds it.
     async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError>;
 
+    /// If the lease is still `owner`'s: extends it to `life`. Otherwise false.
+    async fn extend(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<bool, StoreError>;
+
     /// If the lease is still `owner`'s: extends it to `life` and writes the intent. Otherwise false.
     async fn declare(
         &self,

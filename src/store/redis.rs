@@ -54,6 +54,7 @@ struct Scripts {
     remove: Script,
     reseal: Script,
     acquire: Script,
+    extend: Script,
     declare: Script,
     release: Script,
     link: Script,
@@ -68,6 +69,7 @@ impl Scripts {
             remove: Script::new(include_str!("scripts/remove.lua")),
             reseal: Script::new(include_str!("scripts/reseal.lua")),
             acquire: Script::new(include_str!("scripts/acquire.lua")),
+            extend: Script::new(include_str!("scripts/extend.lua")),
             declare: Script::new(include_str!("scripts/declare.lua")),
             release: Script::new(include_str!("scripts/release.lua")),
             link: Script::new(include_str!("scripts/link.lua")),
@@ -206,6 +208,12 @@ impl SessionStore for RedisStore {
         let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
         let left: Option<String> = self.invoke(&self.scripts.acquire, &[&lease, &intent], &arguments).await?;
         Ok(left.map_or(Lead::Elsewhere, |left| Lead::Ours(Intent::from_wire(&left))))
+    }
+
+    async fn extend(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<bool, StoreError> {
+        let ([lease, _], life) = (lease_keys(lease), millis(life));
+        let held: i64 = self.invoke(&self.scripts.extend, &[&lease], &[&owner[..], life.as_bytes()]).await?;
+        Ok(held == 1)
     }
 
     async fn declare(

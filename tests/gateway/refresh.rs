@@ -181,6 +181,22 @@ async fn a_thousand_requests_that_upstream_calls_expired_make_one_refresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_token_that_is_called_over_when_it_comes_is_used_and_not_renewed_for_each_request() {
+    for life in [json!(0), json!(-1), json!("-1"), json!(1e18)] {
+        let world = World::new().await;
+        world.simulator.set(json!({"customer_access_ttl": 600})).await;
+        let john = world.customer().await;
+        world.clock.advance(Duration::from_secs(700));
+        world.simulator.set(json!({"raw_expires_in": life})).await;
+        for _ in 0..50 {
+            assert_eq!(world.rights(&john.tokens.access).await, JOHN, "{life}");
+        }
+        let redeems = world.simulator.calls("refresh").await;
+        assert!((1..=3).contains(&redeems), "{life}: {redeems} redeems for 50 requests");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_tabs_that_refresh_with_one_handle_both_keep_what_they_got() {
     let world = World::new().await;
     let customer = world.customer().await;

@@ -155,6 +155,18 @@ async fn a_session_ends_with_its_life(store: &dyn SessionStore) {
     assert_eq!(store.save(&read, HOUR).await, Ok(Saved::Ended), "an old copy does not bring it back");
 }
 
+async fn a_lease_lasts_as_long_as_its_owner_extends_it(store: &dyn SessionStore) {
+    let lease = lease();
+    assert_eq!(store.acquire(&lease, &ONE, SOON).await, Ok(Lead::Ours(None)));
+    assert_eq!(store.extend(&lease, &TWO, HOUR).await, Ok(false));
+    assert_eq!(store.extend(&lease, &ONE, 4 * SOON).await, Ok(true));
+    tokio::time::sleep(2 * SOON).await;
+    assert_eq!(store.acquire(&lease, &TWO, HOUR).await, Ok(Lead::Elsewhere));
+    eventually("the lease runs out", async || store.acquire(&lease, &TWO, HOUR).await == Ok(Lead::Ours(None))).await;
+    assert_eq!(store.extend(&lease, &ONE, HOUR).await, Ok(false), "a lost lease stays lost");
+    assert_eq!(store.acquire(&lease, &ONE, HOUR).await, Ok(Lead::Elsewhere));
+}
+
 async fn a_lease_has_one_owner(store: &dyn SessionStore) {
     let lease = lease();
     assert_eq!(store.acquire(&lease, &ONE, HOUR).await, Ok(Lead::Ours(None)));
@@ -330,6 +342,7 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     a_session_that_is_not_there_cannot_be_changed(store).await;
     a_session_ends_with_its_life(store).await;
     a_lease_has_one_owner(store).await;
+    a_lease_lasts_as_long_as_its_owner_extends_it(store).await;
     an_intent_goes_when_its_fate_is_known_and_stays_when_not(store).await;
     a_lease_that_ran_out_shows_the_next_holder_what_was_begun(store).await;
     declaring_extends_a_lease(store).await;

@@ -152,13 +152,13 @@ impl Simulator {
         let event = json!({"type": kind, "payload": payload, "secret": secret, "url": url});
         self.admin(Method::POST, "events", Some(event)).await["answered"].as_u64().unwrap()
     }
+}
 
-    /// Every secret ever issued, asked without a runtime.
-    fn canaries(&self) -> Vec<String> {
-        let answer = plain_get(self.address, "/_simulator/tokens");
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-        serde_json::from_str(&body).unwrap_or_default()
-    }
+/// Every secret that the simulator at `address` ever issued, asked without a runtime.
+pub fn canaries(address: SocketAddr) -> Vec<String> {
+    let answer = plain_get(address, "/_simulator/tokens");
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    serde_json::from_str(&body).unwrap_or_default()
 }
 
 impl Drop for Simulator {
@@ -365,49 +365,103 @@ fn client() -> reqwest::Client {
 /// A TCP proxy before a server: it can hold what passes back, as a slow network does.
 pub struct SlowPath {
     pub port: u16,
-    holding: Arc<AtomicBool>,
+    held: Arc<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    holding: AtomicBool,
+    /// What a client says that lets the holding begin.
+    trigger: Mutex<Option<Vec<u8>>>,
+}
+
+impl Held {
+    fn hear(&self, said: &[u8]) {
+        let mut trigger = self.trigger.lock().unwrap();
+        if trigger.as_ref().is_some_and(|trigger| said.windows(trigger.len()).any(|window| window == trigger)) {
+            *trigger = None;
+            self.holding.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 impl SlowPath {
     pub async fn start(server: u16) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let holding = Arc::new(AtomicBool::new(false));
-        let held = holding.clone();
+        let held = Arc::new(Held::default());
+        let path = Self { port, held: held.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { continue };
                 tokio::spawn(pass(client, server, held.clone()));
             }
         });
-        Self { port, holding }
+        path
+    }
+
+    /// Nothing comes back any more once a client has said `trigger`.
+    pub fn hold_from(&self, trigger: &str) {
+        *self.held.trigger.lock().unwrap() = Some(trigger.as_bytes().to_vec());
+    }
+
+    /// Whether something is held.
+    pub fn is_holding(&self) -> bool {
+        self.held.holding.load(Ordering::SeqCst)
     }
 
     /// From now on nothing comes back; connections stay open.
     pub fn hold(&self) {
-        self.holding.store(true, Ordering::SeqCst);
+        self.held.holding.store(true, Ordering::SeqCst);
     }
 
     /// Lets everything through again.
     pub fn let_go(&self) {
-        self.holding.store(false, Ordering::SeqCst);
+        self.held.holding.store(false, Ordering::SeqCst);
     }
 }
 
-async fn pass(client: tokio::net::TcpStream, server: tokio::net::TcpStream, held: Arc<AtomicBool>) {
+async fn pass(client: tokio::net::TcpStream, server: tokio::net::TcpStream, held: Arc<Held>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+    tokio::spawn({
+        let held = held.clone();
+        async move {
+            let mut piece = [0; 16_384];
+            while let Ok(length @ 1..) = from_client.read(&mut piece).await {
+                held.hear(&piece[..length]);
+                if to_server.write_all(&piece[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
     let mut piece = [0; 16_384];
     while let Ok(length @ 1..) = from_server.read(&mut piece).await {
-        while held.load(Ordering::SeqCst) {
+        while held.holding.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         if to_client.write_all(&piece[..length]).await.is_err() {
             return;
         }
     }
+}
+
+/// The configuration of every gateway under test.
+pub fn configuration(simulator: SocketAddr, public: SocketAddr, admin: SocketAddr) -> String {
+    // Shared schedulers: Pingora remembers the others by thread, and a thread of a gateway that was stopped may live
+    // again in the next one.
+    format!(
+        "listen: {{public: '{public}', threads: 1, work_stealing: true, drain_timeout: 3s}}\n\
+         admin: {{listen: '{admin}'}}\n\
+         upstream: {{base_url: 'http://{simulator}'}}\n\
+         identity: {{timeout: 2s}}\n\
+         log: {{access: true}}\n\
+         tenants:\n  acme:\n    client_id: storefront\n    origins: ['https://shop.example.com']\n    \
+         saas_token: {{mode: hs256, secret: simulator-passphrase}}\n  \
+         globex:\n    client_id: storefront\n    hosts: [globex.example.com]\n"
+    )
 }
 
 /// A gateway that runs in this process.
@@ -421,18 +475,7 @@ pub struct Replica {
 impl Replica {
     fn start(simulator: SocketAddr, overrides: &[(String, String)], clock: Arc<ShiftedClock>) -> Self {
         let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        // Shared schedulers: Pingora remembers the others by thread, and a thread of a gateway that was stopped may
-        // live again in the next one.
-        let text = format!(
-            "listen: {{public: '{public}', threads: 1, work_stealing: true, drain_timeout: 3s}}\n\
-             admin: {{listen: '{admin}'}}\n\
-             upstream: {{base_url: 'http://{simulator}'}}\n\
-             identity: {{timeout: 2s}}\n\
-             log: {{access: true}}\n\
-             tenants:\n  acme:\n    client_id: storefront\n    origins: ['https://shop.example.com']\n    \
-             saas_token: {{mode: hs256, secret: simulator-passphrase}}\n  \
-             globex:\n    client_id: storefront\n    hosts: [globex.example.com]\n"
-        );
+        let text = configuration(simulator, public, admin);
         let environment =
             overrides.iter().map(|(key, value)| (format!("{}{key}", config::ENVIRONMENT_PREFIX), value.clone()));
         let config = config::parse("test.yaml", &text, environment).unwrap_or_else(|faults| panic!("{faults}"));
@@ -473,10 +516,14 @@ impl Replica {
 
     /// The value of one series, such as `gateway_auth_total{decision="session"}`.
     pub fn metric(&self, series: &str) -> f64 {
-        let metrics = self.metrics();
-        let line = metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        metric(&self.metrics(), series)
     }
+}
+
+/// The value of one series among `metrics`.
+pub fn metric(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
 }
 
 /// How to make a world.
@@ -545,7 +592,8 @@ pub struct World {
     pub redis: Option<Redis>,
     pub replicas: Vec<Replica>,
     pub clock: Arc<ShiftedClock>,
-    overrides: Vec<(String, String)>,
+    /// What the gateways are configured with, beside the addresses.
+    pub overrides: Vec<(String, String)>,
     client: reqwest::Client,
     seen: Mutex<Vec<String>>,
     /// Set where a tenant exposes the JWT on purpose.
@@ -589,8 +637,13 @@ impl World {
 
     /// Begins a request of one gateway.
     pub fn ask_replica(&self, replica: usize, line: &str) -> Ask<'_> {
+        self.ask_at(self.replicas[replica].public, line)
+    }
+
+    /// Begins a request of the gateway at `address`.
+    pub fn ask_at(&self, address: SocketAddr, line: &str) -> Ask<'_> {
         let (method, target) = line.split_once(' ').unwrap();
-        let url = format!("http://{}{target}", self.replicas[replica].public);
+        let url = format!("http://{address}{target}");
         Ask { world: self, request: self.client.request(method.parse().unwrap(), url) }
     }
 
@@ -670,7 +723,8 @@ impl World {
     }
 }
 
-fn scan(sink: &str, text: &[u8], canaries: &[String], leaks: &mut Vec<String>) {
+/// Adds to `leaks` where one of `canaries` stands in `text`.
+pub fn scan(sink: &str, text: &[u8], canaries: &[String], leaks: &mut Vec<String>) {
     for canary in canaries.iter().filter(|canary| canary.len() >= 8) {
         if text.windows(canary.len()).any(|window| window == canary.as_bytes()) {
             leaks.push(format!("{sink} holds {canary}"));
@@ -680,7 +734,7 @@ fn scan(sink: &str, text: &[u8], canaries: &[String], leaks: &mut Vec<String>) {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let canaries = self.simulator.canaries();
+        let canaries = canaries(self.simulator.address);
         let leaks = self.leaks(&canaries);
         for replica in &mut self.replicas {
             replica.stop();

@@ -47,6 +47,8 @@ enum Mode {
     Status,
     /// Processes the request late.
     Delay,
+    /// Processes the request at once and answers late.
+    LateAnswer,
     /// Never answers.
     Hang,
     /// Answers 200 with a web page without processing.
@@ -78,9 +80,16 @@ pub(crate) fn take(faults: &mut Vec<Fault>, operation: Operation) -> Option<Faul
 impl Fault {
     /// Answers in place of the handlers, or spoils their answer.
     pub(crate) async fn act(self, wire: &Wire, request: Request, next: Next) -> Response {
-        tokio::time::sleep(self.delay()).await;
+        if self.mode != Mode::LateAnswer {
+            tokio::time::sleep(self.delay()).await;
+        }
         match self.mode {
             Mode::Delay => next.run(request).await,
+            Mode::LateAnswer => {
+                let answer = next.run(request).await;
+                tokio::time::sleep(self.delay()).await;
+                answer
+            }
             Mode::Hang => pending().await,
             Mode::Status => self.answer(),
             Mode::Html => Html("<!doctype html><title>Emporix</title><h1>Down for maintenance</h1>").into_response(),
@@ -98,7 +107,7 @@ impl Fault {
     }
 
     fn delay(&self) -> Duration {
-        let default = if self.mode == Mode::Delay { DEFAULT_DELAY_MS } else { 0 };
+        let default = if matches!(self.mode, Mode::Delay | Mode::LateAnswer) { DEFAULT_DELAY_MS } else { 0 };
         Duration::from_millis(self.delay_ms.unwrap_or(default))
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Received {
     target: String,
     headers: Vec<(String, String)>,
     body: String,
+    /// The client's port: requests over one connection share it.
+    port: Option<u16>,
 }
 
 /// Counts and records the request, then lets a fault act or the request pass.
@@ -43,7 +45,7 @@ pub(crate) async fn receive(
         *world.calls.entry(operation).or_default() += 1;
         faults::take(&mut world.faults, operation)
     };
-    let received = Received::of(operation, &request);
+    let received = Received { port: wire.port(), ..Received::of(operation, &request) };
     let Ok((request, body)) = buffered(request).await else {
         simulator.world().remember(received);
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
@@ -63,6 +65,7 @@ impl Received {
             target: request.uri().to_string(),
             headers: listed(request.headers()),
             body: String::new(),
+            port: None,
         }
     }
 }

@@ -31,6 +31,11 @@ impl Connected<IncomingStream<'_, TcpListener>> for Wire {
 }
 
 impl Wire {
+    /// The client's port.
+    pub(crate) fn port(&self) -> Option<u16> {
+        Some(self.stream.as_deref()?.peer_addr().ok()?.port())
+    }
+
     /// Writes `bytes` past the HTTP library.
     pub(crate) async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
         let mut stream = self.stream.as_deref().ok_or(ErrorKind::NotConnected)?;

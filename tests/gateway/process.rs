@@ -1,0 +1,90 @@
+//! A gateway as it is run: the program, in a process of its own, that can be killed, stopped and continued.
+//! It ends with its value, and what it logged is searched for secrets then.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use emporix_gateway::config::ENVIRONMENT_PREFIX;
+
+use crate::world::{World, canaries, configuration, eventually, free_port, metric, plain_get, scan};
+
+/// A gateway in a process of its own, beside the others of a world.
+pub struct ProcessReplica {
+    pub public: SocketAddr,
+    admin: SocketAddr,
+    simulator: SocketAddr,
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl ProcessReplica {
+    /// Starts one over the world's store, with some keys set otherwise, spelled as in the environment.
+    pub async fn start(world: &World, changes: &[(&str, &str)]) -> Self {
+        let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let (simulator, folder) = (world.simulator.address, tempfile::tempdir().unwrap());
+        let (config, log) = (folder.path().join("gateway.yaml"), File::create(folder.path().join("log")).unwrap());
+        std::fs::write(&config, configuration(simulator, public, admin)).unwrap();
+        let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let environment = world.overrides.iter().cloned().chain([("LOG__LEVEL".into(), "debug".into())]).chain(changes);
+        let process = Command::new(env!("CARGO_BIN_EXE_emporix-gateway"))
+            .args(["serve", "--config", config.to_str().unwrap()])
+            .envs(environment.map(|(key, value)| (format!("{ENVIRONMENT_PREFIX}{key}"), value)))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let replica = Self { public, admin, simulator, process, folder };
+        eventually("the gateway is ready", async || plain_get(admin, "/readyz").starts_with("HTTP/1.1 200")).await;
+        replica
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&self) {
+        self.signal("KILL");
+    }
+
+    /// Stops it where it stands: it lives, and does nothing.
+    pub fn stop(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
+        assert!(sent.success(), "SIG{name} is sent");
+    }
+
+    /// The value of one series of its metrics.
+    pub fn metric(&self, series: &str) -> f64 {
+        metric(&plain_get(self.admin, "/metrics"), series)
+    }
+
+    /// What it logged so far.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for ProcessReplica {
+    fn drop(&mut self) {
+        let mut leaks = Vec::new();
+        let canaries = canaries(self.simulator);
+        if let Ok(None) = self.process.try_wait() {
+            self.go_on();
+            scan("its metrics", plain_get(self.admin, "/metrics").as_bytes(), &canaries, &mut leaks);
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        scan("its log", self.logged().as_bytes(), &canaries, &mut leaks);
+        if std::thread::panicking() {
+            println!("{}", self.logged());
+        } else {
+            assert!(leaks.is_empty(), "{leaks:#?}");
+        }
+    }
+}
