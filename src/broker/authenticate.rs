@@ -109,6 +109,7 @@ impl Broker {
     ) -> Result<Permit, GatewayError> {
         let mut now = self.clock.now();
         let mut opened = self.open(demand.tenant, credential, now).await?;
+        let mut asked_store = false;
         loop {
             let acting = opened.acting_scope(now);
             if demand.access == Access::Customer && acting != Scope::Customer {
@@ -118,7 +119,14 @@ impl Broker {
             match opened.ready.freshness(scope, now) {
                 Freshness::Fresh | Freshness::Final => {}
                 Freshness::RefreshDue => self.renew_behind(&opened.ready, scope),
-                Freshness::Dead => return Err(GatewayError::SessionEnded),
+                Freshness::Dead if asked_store => return Err(GatewayError::SessionEnded),
+                Freshness::Dead => {
+                    // The hot cache may not have heard of new tokens elsewhere: only the store can say that a half is over.
+                    self.store.reload(&opened.ready.key).await?.ok_or(GatewayError::SessionGone)?;
+                    opened = self.open(demand.tenant, credential, now).await?;
+                    asked_store = true;
+                    continue;
+                }
                 Freshness::Expired => {
                     let renewed = self.renew_half(&opened.ready, scope).await?;
                     now = self.clock.now();

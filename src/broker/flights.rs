@@ -2,13 +2,14 @@
 //! What failed a moment ago is not tried again at once.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::sync::watch;
 
 use super::refresh::Renewal;
+use crate::clock::{Clock, Timestamp};
 use crate::session::{Scope, SessionKey};
 
 /// What is being renewed. Different wishes for one half do not share a flight; the lease puts them in order.
@@ -30,20 +31,22 @@ pub(super) enum Part {
 /// The renewals under way.
 pub(super) struct Flights {
     under_way: Mutex<HashMap<Flight, watch::Receiver<Option<Renewal>>>>,
-    failed: Cache<Flight, Renewal>,
+    failed: Cache<Flight, (Renewal, Timestamp)>,
     touched: Cache<SessionKey, ()>,
+    clock: Arc<dyn Clock>,
 }
 
-impl Default for Flights {
-    fn default() -> Self {
-        const COOL_DOWN: Duration = Duration::from_secs(1);
-        let failed = Cache::builder().max_capacity(50_000).time_to_live(COOL_DOWN).build();
-        let touched = Cache::builder().max_capacity(50_000).time_to_live(Duration::from_secs(5)).build();
-        Self { under_way: Mutex::default(), failed, touched }
-    }
-}
+/// What failed is not tried again for this long.
+const COOL_DOWN: Duration = Duration::from_secs(1);
 
 impl Flights {
+    /// No renewal is under way yet.
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let failed = Cache::builder().max_capacity(50_000).time_to_live(COOL_DOWN).build();
+        let touched = Cache::builder().max_capacity(50_000).time_to_live(Duration::from_secs(5)).build();
+        Self { under_way: Mutex::default(), failed, touched, clock }
+    }
+
     /// Joins the flight, or leads it when there is none.
     pub(super) fn join_or_lead(&self, flight: &Flight) -> Part {
         let mut under_way = self.lock();
@@ -58,7 +61,7 @@ impl Flights {
     /// Ends the flight with what came of it.
     pub(super) fn land(&self, flight: &Flight, lead: &watch::Sender<Option<Renewal>>, renewal: Renewal) {
         if matches!(renewal, Renewal::Failed(_)) {
-            self.failed.insert(flight.clone(), renewal.clone());
+            self.failed.insert(flight.clone(), (renewal.clone(), self.clock.now()));
         }
         self.lock().remove(flight);
         lead.send_replace(Some(renewal));
@@ -66,7 +69,8 @@ impl Flights {
 
     /// What failed a moment ago.
     pub(super) fn failed_just_now(&self, flight: &Flight) -> Option<Renewal> {
-        self.failed.get(flight)
+        let (failed, at) = self.failed.get(flight)?;
+        (self.clock.now().since(at) < COOL_DOWN).then_some(failed)
     }
 
     /// Whether the caller is the first in a while to record a use of the session.

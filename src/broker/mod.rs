@@ -132,7 +132,7 @@ impl Broker {
     ) -> Arc<Self> {
         let guests = GuestTokens::new(tenants.keys().cloned());
         let (ended, _) = broadcast::channel(1024);
-        let (flights, rejections) = (Flights::default(), Rejections::default());
+        let (flights, rejections) = (Flights::new(clock.clone()), Rejections::default());
         let adoptions = Adoptions::default();
         Arc::new(Self {
             store,

@@ -56,6 +56,12 @@ impl Redeemed {
         Self { renewal: Ok(renewal), settled: Settled::Known, outcome }
     }
 
+    /// The session is over. The store may not know of it yet, and then its record still holds what may be spent: so an
+    /// intent stays.
+    const fn gone() -> Self {
+        Self { renewal: Ok(Renewal::Ended), settled: Settled::Unknown, outcome: RefreshOutcome::Superseded }
+    }
+
     /// Nothing was sent, and what an earlier holder left stays as it is.
     fn untouched(error: impl Into<GatewayError>) -> Self {
         let renewal = Ok(Renewal::Failed(error.into()));
@@ -92,7 +98,7 @@ impl Broker {
         let now = self.clock.now();
         let session = match self.store.load_record(key).await {
             Ok(Some(session)) => session,
-            Ok(None) => return Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
+            Ok(None) => return Redeemed::gone(),
             Err(error) => return Redeemed::untouched(error),
         };
         let Some(tokens) = session.tokens(scope) else {
@@ -237,8 +243,10 @@ impl Broker {
         if scope == Scope::Customer && signed_out {
             self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
         }
-        let renewal = overtaken.map_or(Renewal::Ended, |session| self.standing(session, scope));
-        Redeemed::known(renewal, RefreshOutcome::Superseded)
+        match overtaken {
+            Some(session) => Redeemed::known(self.standing(session, scope), RefreshOutcome::Superseded),
+            None => Redeemed::gone(),
+        }
     }
 
     /// Emporix refused the refresh token. Another replica may have won; if not, the half is over.
@@ -281,7 +289,7 @@ impl Broker {
                 }
                 Redeemed::known(Renewal::Ended, outcome)
             }
-            Ok(None) => Redeemed::known(Renewal::Ended, RefreshOutcome::Superseded),
+            Ok(None) => Redeemed::gone(),
             Err(error) => Redeemed { outcome: RefreshOutcome::Unknown, ..Redeemed::untouched(error) },
         }
     }

@@ -13,6 +13,7 @@ mod fleet;
 mod framing;
 mod login;
 mod logout;
+mod model;
 mod operations;
 mod outages;
 mod process;
