@@ -66,6 +66,14 @@ fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Between half and the whole of `wait`: replicas that began to wait together do not go on together.
+#[must_use]
+pub fn jittered(wait: Duration) -> Duration {
+    // Without random bytes the wait is merely the same for all.
+    let share = getrandom::u32().unwrap_or(u32::MAX);
+    wait / 2 + (wait / 2).mul_f64(f64::from(share) / f64::from(u32::MAX))
+}
+
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
     /// The present instant.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::flights::{Flight, Part};
 use super::granted::NewHandles;
 use super::{Broker, Credential, Granted};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, jittered};
 use crate::config::RefreshReuse;
 use crate::error::GatewayError;
 use crate::session::{Freshness, HandleKind, ReadySession, Scope, Session, SessionKey, TenantId};
@@ -226,6 +226,7 @@ impl Broker {
 
 /// Waits until another replica says that the session changed, or until it is time to look without such a word.
 async fn word_of(key: &SessionKey, words: &mut Receiver<Invalidation>) {
+    const LOOK_EVERY: Duration = Duration::from_millis(300);
     let word = async {
         loop {
             match words.recv().await {
@@ -236,13 +237,7 @@ async fn word_of(key: &SessionKey, words: &mut Receiver<Invalidation>) {
         }
     };
     // No word: it was lost on its way, or the holder died or gave up, which no one says.
-    let _ = tokio::time::timeout(next_look(), word).await;
-}
-
-/// A quarter of a second, give or take a fifth: replicas that began to wait together do not ask together for ever.
-fn next_look() -> Duration {
-    let jitter = getrandom::u32().map_or(50, |random| u64::from(random % 101));
-    Duration::from_millis(200 + jitter)
+    let _ = tokio::time::timeout(jittered(LOOK_EVERY), word).await;
 }
 
 pub(super) const fn half(scope: Scope) -> Half {

@@ -98,6 +98,11 @@ fn check_redis(redis: &RedisSection, fault: &mut impl FnMut(&str, &str)) {
         }
         _ => {}
     }
+    for (key, bound) in [("connect_timeout", redis.connect_timeout), ("response_timeout", redis.response_timeout)] {
+        if bound.is_zero() {
+            fault(&format!("store.redis.{key}"), "expected more than nothing");
+        }
+    }
     let schemes: Vec<_> = redis.nodes.iter().map(|node| node.split_once("://").map(|(scheme, _)| scheme)).collect();
     if redis.nodes.iter().any(|node| !is_address(node) || node.contains('@')) {
         fault("store.redis.nodes", "expected redis:// or rediss:// addresses without credentials");

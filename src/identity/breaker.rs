@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::IdentityError;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Timestamp, jittered};
 use crate::session::TenantId;
 use crate::telemetry::{BreakerEvent, Dependency, EmporixCall, Label, Metrics};
 
@@ -129,14 +129,6 @@ impl Drop for Leave<'_> {
 
 fn lock(breaker: &Mutex<Breaker>) -> MutexGuard<'_, Breaker> {
     breaker.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Between three quarters and the whole of `wait`: replicas do not probe together.
-fn jittered(wait: Duration) -> Duration {
-    let mut byte = [0];
-    // Without random bytes the wait is merely the same for all.
-    let _ = getrandom::fill(&mut byte);
-    wait - wait / 4 * u32::from(byte[0]) / 255
 }
 
 const fn dependency(call: EmporixCall) -> Dependency {

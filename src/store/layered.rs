@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::hot_cache::HotCache;
@@ -61,7 +62,9 @@ impl LayeredStore {
     ) -> Self {
         let hot = HotCache::new(freshness.max_bytes, freshness.hot_grace.max(freshness.revalidate_after));
         let aliases = Cache::builder().max_capacity(100_000).time_to_live(freshness.revalidate_after).build();
-        let ended = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).build();
+        // The newest are kept, however seldom they are asked for.
+        let newest = EvictionPolicy::lru();
+        let ended = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).eviction_policy(newest).build();
         Self { store, hot, aliases, ended, loads: Loads::default(), freshness, limits, clock, metrics }
     }
 

@@ -11,6 +11,7 @@ use tokio::time::{error::Elapsed, timeout};
 
 use super::deployment::{Deployment, Line, Timeouts};
 use super::hearing::{BEAT_EVERY, CHANNEL, Hearing, Listener};
+use crate::clock::jittered;
 use crate::store::StoreError;
 use crate::telemetry::{BreakerEvent, Dependency, Metrics};
 
@@ -239,12 +240,4 @@ pub(super) fn unavailable(error: &RedisError) -> StoreError {
 /// That an answer did not come in time.
 pub(super) fn late() -> StoreError {
     StoreError::Unavailable("no answer in time".to_owned())
-}
-
-/// Between half and the whole of `wait`: replicas that lost Redis together do not return together.
-fn jittered(wait: Duration) -> Duration {
-    let mut byte = [0];
-    // Without random bytes the wait is merely the same for all.
-    let _ = getrandom::fill(&mut byte);
-    wait / 2 + wait / 2 * u32::from(byte[0]) / 255
 }
