@@ -74,6 +74,11 @@ impl App {
             .enable_all()
             .build()
             .map_err(|error| StartError::Unavailable(format!("no threads can be started: {error}")))?;
+        if config.refresh.lease < config.identity.timeout {
+            tracing::warn!(
+                "refresh.lease is shorter than identity.timeout: a leader that cannot renew it may be overtaken"
+            );
+        }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
         let store = store(config, &clock, &metrics, &runtime)?;
         let broker = broker(config, store, &clock, &metrics, &runtime)?;
@@ -310,7 +315,7 @@ impl Shutdown {
     }
 
     async fn idle(&self) {
-        while self.gateway.under_way() > 0 {
+        while !self.gateway.is_idle() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

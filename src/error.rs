@@ -243,6 +243,7 @@ impl From<IdentityError> for GatewayError {
             IdentityError::Refused(refusal) => Self::Refused(refusal),
             IdentityError::AuthorizerRefused => Self::IdentityUnavailable("the authorizing token was refused"),
             IdentityError::RateLimited { retry_after } => Self::RateLimited { retry_after: retry_after.unwrap_or(5) },
+            IdentityError::HeldBack => Self::IdentityUnavailable("its breaker is open"),
             IdentityError::Unavailable(reason) | IdentityError::Failed(reason) | IdentityError::Unknown(reason) => {
                 Self::IdentityUnavailable(reason)
             }

@@ -85,7 +85,8 @@ labels! {
     /// A call of Emporix' token endpoints.
     EmporixCall {
         AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
-        Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+        SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke",
+        Introspect = "introspect",
     }
     /// How it ended.
     CallOutcome { Success = "success", Refused = "refused", Unavailable = "unavailable", Unknown = "unknown" }
@@ -97,7 +98,7 @@ labels! {
     /// What a breaker stands in front of.
     Dependency {
         Store = "store", AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
-        Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+        SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
     }
     /// What a breaker did.
     BreakerEvent { Opened = "opened", Closed = "closed", Refused = "refused" }
@@ -117,6 +118,14 @@ labels! {
     WebhookOutcome {
         Revoked = "revoked", Noted = "noted", Ignored = "ignored", Repeated = "repeated", Refused = "refused",
         Failed = "failed",
+    }
+}
+
+impl EmporixCall {
+    /// Whether it signs somebody in.
+    #[must_use]
+    pub const fn signs_in(self) -> bool {
+        matches!(self, Self::Login | Self::SocialLogin | Self::Exchange | Self::OptIn)
     }
 }
 

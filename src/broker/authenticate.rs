@@ -296,7 +296,7 @@ impl Broker {
             return;
         }
         let (broker, key) = (self.clone(), ready.key);
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             let touched = broker
                 .store
                 .update(&key, |session| {

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ impl Broker {
         let held = HeldLease { name, owner, ours_until: AtomicU64::default(), lost: AtomicBool::default() };
         held.heard(true, asked_at, term);
         Ok(Some((held, orphan)))
+    }
+
+    /// Gives up a lease that may have been taken: the answer did not come.
+    pub(super) fn drop_lease_behind(self: &Arc<Self>, name: LeaseName, owner: Owner) {
+        let broker = self.clone();
+        self.go_on(async move {
+            // Not heard, it ends by itself.
+            let _ = broker.store.release(&name, &owner, Settled::Unknown).await;
+        });
     }
 
     /// Renews the lease for as long as this is polled. That it is lost is noted, and stops nothing under way.

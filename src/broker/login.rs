@@ -2,15 +2,16 @@
 //! Authorised by the visitor's own token; what was presented before never gains the customer's rights.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::granted::NewHandles;
 use super::{Broker, Credential, Granted, Tenant};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::{Grant, IdentityError, Issued};
-use crate::session::{CustomerHalf, Scope, Session, TenantId, Token, Transport, saas_token};
+use crate::session::{CustomerHalf, Scope, Session, SessionKey, TenantId, Token, Transport, saas_token};
 use crate::store::layered::Change;
-use crate::store::{Alias, Collision, CustomerName};
+use crate::store::{Alias, Collision, CustomerName, StoreError};
 use crate::telemetry::{LoginOutcome, SessionEvent};
 
 /// How a login is to be answered.
@@ -144,29 +145,42 @@ impl Broker {
         let now = half.signed_in_at;
         let limits = *self.store.limits();
         let customer = CustomerName::of(visitor.tenant.clone(), &half.customer_id);
-        self.store.index(&customer, &visitor.key, limits.absolute).await?;
+        for displaced in self.store.index(&customer, &visitor.key, limits.absolute).await? {
+            // What the index does not remember could not be ended with the others.
+            self.end_behind(displaced);
+        }
         self.link_jwt(&visitor, saas, limits.absolute).await?;
         let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
         let mut replaced: Option<Token> = None;
         let mut apply = |session: &mut Session| {
-            replaced = session.customer.as_ref().map(|half| half.tokens.access.clone());
+            // Applied again to what this very sign-in wrote, it replaces nothing.
+            let others = session.customer.as_ref().filter(|half| half.signed_in_at != now);
+            replaced = others.map(|half| half.tokens.access.clone());
             session.upgrade(half.clone(), now, &limits);
             handles.issue(session, Scope::Customer);
             Change::Save
         };
-        let session = if visitor.revision == 0 {
+        let key = visitor.key;
+        let stored = if visitor.revision == 0 {
             let mut session = visitor;
             apply(&mut session);
-            self.store.create(&session).await?;
-            session
+            self.store.create(&session).await.map(|_| Some(session))
         } else {
-            self.store.update(&visitor.key, &mut apply).await?.ok_or(GatewayError::SessionEnded)?
+            self.store.update(&key, &mut apply).await
+        };
+        let session = match stored {
+            Ok(session) => session.ok_or(GatewayError::SessionEnded)?,
+            Err(error) => {
+                // It may have been stored all the same.
+                self.undo(&key, now).await;
+                return Err(error.into());
+            }
         };
         if let Some(replaced) = replaced {
             self.revoke_behind(session.tenant.clone(), replaced);
         }
         if let Err(error) = self.honour_epoch(&customer, &session, now).await {
-            self.undo(&session, now).await;
+            self.undo(&session.key, now).await;
             return Err(error);
         }
         self.metrics.sessions.count(SessionEvent::CustomerSignedIn);
@@ -177,18 +191,34 @@ impl Broker {
         Ok(granted)
     }
 
-    /// Takes a sign-in back that cannot be answered: the visitor's half and cookie stay.
-    async fn undo(&self, session: &Session, signed_in_at: Timestamp) {
-        let undone = self.store.update(&session.key, |session| {
+    /// Takes a sign-in back that cannot be answered, now or as soon as the store can be reached: the visitor's half and
+    /// cookie stay.
+    async fn undo(self: &Arc<Self>, key: &SessionKey, signed_in_at: Timestamp) {
+        const ATTEMPTS: u32 = 60;
+        if self.revert_sign_in(key, signed_in_at).await.is_ok() {
+            return;
+        }
+        let (broker, key) = (self.clone(), *key);
+        self.go_on(async move {
+            for _ in 0..ATTEMPTS {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if broker.revert_sign_in(&key, signed_in_at).await.is_ok() {
+                    return;
+                }
+            }
+            tracing::warn!(session = %broker.label(&key), "a sign-in that failed could not be undone");
+        });
+    }
+
+    async fn revert_sign_in(&self, key: &SessionKey, signed_in_at: Timestamp) -> Result<(), StoreError> {
+        let reverted = self.store.update(key, |session| {
             if session.signed_in_at() != Some(signed_in_at) {
                 return Change::Discard;
             }
             session.revert_sign_in(signed_in_at);
             Change::Save
         });
-        if let Err(error) = undone.await {
-            tracing::warn!(session = %self.label(&session.key), %error, "a sign-in that failed could not be undone");
-        }
+        reverted.await.map(drop)
     }
 
     /// A session signed in before its customer's epoch is over: somebody revoked all of them meanwhile.
@@ -201,11 +231,13 @@ impl Broker {
         if self.store.customer(customer).await?.epoch < signed_in_at {
             return Ok(());
         }
-        self.store.remove(&session.key).await?;
+        if self.store.remove(&session.key).await.is_err() {
+            self.remove_behind(session.key);
+        }
         Err(GatewayError::SessionEnded)
     }
 
-    async fn link_jwt(&self, session: &Session, saas: &Token, life: std::time::Duration) -> Result<(), GatewayError> {
+    async fn link_jwt(&self, session: &Session, saas: &Token, life: Duration) -> Result<(), GatewayError> {
         if self.known_tenant(&session.tenant)?.accept_jwt {
             let alias = Alias::of(session.tenant.clone(), saas.expose().as_bytes());
             self.store.link(&alias, &session.key, Collision::Disable, life).await?;

@@ -66,7 +66,7 @@ impl Broker {
     fn revoke_all_behind(self: &Arc<Self>, customer: CustomerName, except: Option<SessionKey>, epoch: Timestamp) {
         const ATTEMPTS: u32 = 600;
         let broker = self.clone();
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             for _ in 0..ATTEMPTS {
                 match broker.revoke_all_elsewhere(&customer, except, epoch).await {
                     Ok(()) => return,
@@ -135,17 +135,24 @@ impl Broker {
         event: SessionEvent,
         revoked: &mut Revoked,
     ) -> Result<(), StoreError> {
+        let mut fault = None;
         for key in self.store.customer(customer).await?.keys {
             if Some(key) == except {
                 continue;
             }
             // One that an earlier attempt could not end everywhere is refused here, and still has to end.
-            let Some(session) = self.store.load_refused(&key).await? else { continue };
-            if customer.owns(&session) && session.signed_in_at() <= Some(epoch) {
-                self.end_found(&key, Some(session), event, revoked).await?;
-            }
+            let ended = match self.store.load_refused(&key).await {
+                Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
+                    self.end_found(&key, Some(session), event, revoked).await
+                }
+                Ok(_) => Ok(()),
+                // It stands in this customer's index, and opens for nobody.
+                Err(StoreError::Unreadable(_)) => self.end_found(&key, None, event, revoked).await,
+                Err(error) => Err(error),
+            };
+            fault = fault.or_else(|| ended.err());
         }
-        Ok(())
+        fault.map_or(Ok(()), Err)
     }
 
     /// Ends a session that was found in the store. Where the store cannot be told it is refused here, and told later.
@@ -176,7 +183,7 @@ impl Broker {
     /// Ends a session in the background, as soon as the store takes it.
     pub(super) fn end_behind(self: &Arc<Self>, key: SessionKey) {
         let broker = self.clone();
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             if broker.store.remove(&key).await.is_err() {
                 broker.remove_behind(key);
             }
@@ -185,10 +192,10 @@ impl Broker {
     }
 
     /// Tells the store of an end for as long as it takes, within reason.
-    fn remove_behind(self: &Arc<Self>, key: SessionKey) {
+    pub(super) fn remove_behind(self: &Arc<Self>, key: SessionKey) {
         const ATTEMPTS: u32 = 600;
         let broker = self.clone();
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             for _ in 0..ATTEMPTS {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 if broker.store.remove(&key).await.is_ok() {

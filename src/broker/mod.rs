@@ -4,6 +4,7 @@
 mod adopt;
 mod authenticate;
 mod authorizer;
+mod detached;
 mod flights;
 mod granted;
 mod guest;
@@ -47,6 +48,7 @@ use crate::session::{Handle, Scope, SessionKey, SessionLabel, SiteContext, Tenan
 use crate::store::{Invalidation, LayeredStore, StoreError};
 use crate::telemetry::Metrics;
 use adopt::Adoptions;
+use detached::Detached;
 use flights::Flights;
 use guest::GuestTokens;
 use rejections::Rejections;
@@ -113,8 +115,7 @@ pub struct Broker {
     settings: BrokerSettings,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
-    /// Where work goes on that must not end with the request that began it.
-    runtime: Runtime,
+    detached: Detached,
     ended: broadcast::Sender<SessionKey>,
 }
 
@@ -147,7 +148,7 @@ impl Broker {
             settings,
             clock,
             metrics,
-            runtime,
+            detached: Detached::new(runtime),
             ended,
         })
     }
@@ -207,7 +208,7 @@ impl Broker {
 
     fn reassert_ends_behind(self: &Arc<Self>) {
         let broker = self.clone();
-        self.runtime.spawn(async move { broker.store.reassert_ends().await });
+        self.go_on(async move { broker.store.reassert_ends().await });
     }
 
     /// The label of a session: what log lines show of it.

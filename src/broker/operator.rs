@@ -108,7 +108,7 @@ impl Broker {
             return Err(GatewayError::RateLimited { retry_after: TRY_AGAIN_AFTER });
         };
         let broker = self.clone();
-        let work = self.runtime.spawn(async move {
+        let work = self.go_on(async move {
             let revoked = broker.carry_out(&asked).await;
             drop(turn);
             revoked

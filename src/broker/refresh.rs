@@ -78,9 +78,9 @@ impl Broker {
             Part::Lead(lead) => {
                 let follow = lead.subscribe();
                 let broker = self.clone();
-                self.runtime.spawn(async move {
+                self.go_on(async move {
                     let work = broker.clone();
-                    let led = work.runtime.clone().spawn({
+                    let led = broker.go_on({
                         let flight = flight.clone();
                         async move { work.lead(&flight.key, flight.scope, seen, &ask).await }
                     });
@@ -105,7 +105,10 @@ impl Broker {
         let mut words = self.store.invalidations();
         while Instant::now() < deadline {
             match self.take_lease(name, owner).await {
-                Err(error) => return Renewal::Failed(error.into()),
+                Err(error) => {
+                    self.drop_lease_behind(name, owner);
+                    return Renewal::Failed(error.into());
+                }
                 Ok(Some((held, orphan))) => {
                     // Who loses the lease before the token was sent follows who has it.
                     if let Ok(renewal) = self.redeem_under(held, seen, ask, orphan).await {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::Broker;
+use crate::clock::jittered;
 use crate::identity::IdentityError;
 use crate::session::{TenantId, Token};
 
@@ -15,6 +16,9 @@ const AT_ONCE: usize = 16;
 
 /// Tokens that wait for their call.
 const MOST_WAITING: usize = 10_000;
+
+/// How long a revocation is held back, all in all, while Emporix is away or asks for a pause.
+const LONGEST_HELD_BACK: Duration = Duration::from_secs(600);
 
 /// The revocations that are to be made.
 pub(super) struct Revocations {
@@ -36,7 +40,7 @@ impl Broker {
             return false;
         };
         let broker = self.clone();
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             broker.revoke_upstream(&tenant, &access).await;
             drop(place);
         });
@@ -44,19 +48,29 @@ impl Broker {
     }
 
     async fn revoke_upstream(&self, tenant: &TenantId, access: &Token) {
-        for attempt in 0..self.settings.revoke_attempts {
+        let (mut attempt, mut held_back) = (0, Duration::ZERO);
+        while attempt < self.settings.revoke_attempts && held_back < LONGEST_HELD_BACK {
             // Never closed, so a turn always comes; it is given back before the wait for the next attempt.
             let turn = self.revocations.calls.acquire().await;
             let answer = self.identity.revoke(tenant, access).await;
             drop(turn);
-            match answer {
+            let pause = match answer {
                 Ok(()) => return,
                 Err(IdentityError::Refused(refusal)) => {
                     tracing::debug!(%tenant, status = refusal.status, "Emporix does not know the token any more");
                     return;
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(250 << attempt.min(6))).await,
-            }
+                // Not called at all, or asked to wait: no attempt.
+                Err(IdentityError::HeldBack) => Duration::from_secs(1),
+                Err(IdentityError::RateLimited { retry_after }) => Duration::from_secs(retry_after.unwrap_or(1).max(1)),
+                Err(_) => {
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_millis(125 << attempt.min(7))).await;
+                    continue;
+                }
+            };
+            held_back += pause;
+            tokio::time::sleep(jittered(pause)).await;
         }
         tracing::warn!(%tenant, "Emporix could not be told of a logout");
     }

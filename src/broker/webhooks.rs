@@ -122,7 +122,7 @@ impl Broker {
         const ATTEMPTS: u32 = 600;
         let Ok(webhook) = self.webhook_of(tenant) else { return };
         let (note, epoch, broker) = (mail_token_note(tenant, webhook, mail_token), self.clock.now(), self.clone());
-        self.runtime.spawn(async move {
+        self.go_on(async move {
             for _ in 0..ATTEMPTS {
                 match broker.end_named(&note, epoch).await {
                     Ok(()) => return,

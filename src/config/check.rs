@@ -1,14 +1,15 @@
 //! What types alone cannot say of a configuration: values that contradict each other or cannot work.
 //! Pure: reads no file and opens no socket.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Config;
 use super::sections::{CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, TenantSection};
 use super::store::{RedisSection, RedisTopology, SealSection, StoreKind};
+use super::{Config, Secret};
 
 /// Every contradiction, as key and message.
 pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
@@ -55,6 +56,7 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         check_redis(&config.store.redis, &mut fault);
         check_seal(&config.store.seal, &mut fault);
     }
+    check_webhook_secrets(config, &mut fault);
     for (tenant, section) in &config.tenants {
         check_tenant(section, &mut |key, message| fault(&format!("tenants.{tenant}.{key}"), message));
     }
@@ -82,6 +84,17 @@ fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(
     }
 }
 
+/// An event without a tenant in it would be believed by all who share its key.
+fn check_webhook_secrets(config: &Config, fault: &mut impl FnMut(&str, &str)) {
+    let mut known = HashSet::new();
+    for (tenant, section) in &config.tenants {
+        let secret = section.webhook.secret.as_ref().map(Secret::expose);
+        if secret.is_some_and(|secret| !known.insert(secret)) {
+            fault(&format!("tenants.{tenant}.webhook.secret"), "expected another secret than any other tenant's");
+        }
+    }
+}
+
 fn check_redis(redis: &RedisSection, fault: &mut impl FnMut(&str, &str)) {
     let is_address = |url: &str| ["redis://", "rediss://"].iter().any(|scheme| url.starts_with(scheme));
     match (redis.topology, &redis.url) {
@@ -102,6 +115,10 @@ fn check_redis(redis: &RedisSection, fault: &mut impl FnMut(&str, &str)) {
         if bound.is_zero() {
             fault(&format!("store.redis.{key}"), "expected more than nothing");
         }
+    }
+    let waits = Duration::from_millis(1)..=Duration::from_secs(5);
+    if !redis.replica_timeout.is_zero() && !waits.contains(&redis.replica_timeout) {
+        fault("store.redis.replica_timeout", "expected 0s, or a millisecond to five seconds");
     }
     let schemes: Vec<_> = redis.nodes.iter().map(|node| node.split_once("://").map(|(scheme, _)| scheme)).collect();
     if redis.nodes.iter().any(|node| !is_address(node) || node.contains('@')) {

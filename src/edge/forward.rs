@@ -93,7 +93,7 @@ impl Gateway {
         mut upload: Upload,
     ) -> Result<Ended, GatewayError> {
         let mut permit = passage.permit.clone();
-        let mut repeat: Option<Repeat<'_>> = None;
+        let (mut renewed, mut repeat) = (false, None);
         loop {
             let mut line = match self.first_head(http, &passage, &permit, &mut upload).await {
                 Ok(line) => line,
@@ -101,19 +101,21 @@ impl Gateway {
                 Err(Failure::Stale) => return Err(GatewayError::UpstreamFailed("the connection was closed")),
                 Err(Failure::Other(error)) => return Err(error),
             };
+            // Its head is there: what may now stream for hours is no repeat any more.
+            drop(repeat.take());
             let refused = line.session.get_status() == Some(StatusCode::UNAUTHORIZED);
-            if !refused || repeat.is_some() || !upload.is_replayable() {
+            if !refused || renewed || !upload.is_replayable() {
                 return self.relay(http, line, &passage, &permit, upload, Vec::new()).await;
             }
             let (body, complete) = read_refusal(&mut line).await?;
-            if complete
-                && means_expired(line.session.resp_header(), &body.concat())
-                && let Some(leave) = Repeat::begin(&self.repeats, self.under_way())
-            {
+            if complete && means_expired(line.session.resp_header(), &body.concat()) {
+                // Passed on, the 401 would have clients log a session out that may well live.
+                let leave = Repeat::begin(&self.repeats, self.under_way())
+                    .ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
                 let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
                 if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await {
                     self.upstream.release(line).await;
-                    (permit, repeat) = (fresh, Some(leave));
+                    (permit, renewed, repeat) = (fresh, true, Some(leave));
                     continue;
                 }
             }

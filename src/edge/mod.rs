@@ -144,6 +144,12 @@ impl Gateway {
         self.draining.store(true, Ordering::Release);
     }
 
+    /// Whether no request and no work that one began is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.under_way() == 0 && self.broker.under_way() == 0
+    }
+
     /// Requests that have not ended.
     #[must_use]
     pub fn under_way(&self) -> usize {

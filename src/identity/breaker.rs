@@ -42,6 +42,8 @@ pub(super) struct Leave<'b> {
     breakers: &'b Breakers,
     breaker: &'b Mutex<Breaker>,
     call: EmporixCall,
+    /// Whether the others wait for how this one fares.
+    probes: bool,
     settled: bool,
 }
 
@@ -66,15 +68,16 @@ impl Breakers {
                 let seconds = state.opens_at.since(now).as_millis().div_ceil(1_000);
                 Some(IdentityError::RateLimited { retry_after: u64::try_from(seconds).ok() })
             }
-            () if now < state.opens_at || state.probing => Some(IdentityError::Unavailable("its breaker is open")),
+            () if now < state.opens_at || state.probing => Some(IdentityError::HeldBack),
             () => None,
         };
         if let Some(refusal) = refusal {
             self.metrics.breakers.count(dependency(call), BreakerEvent::Refused);
             return Err(refusal);
         }
-        state.probing = state.outages >= MOST_OUTAGES;
-        Ok(Leave { breakers: self, breaker, call, settled: false })
+        let probes = state.outages >= MOST_OUTAGES;
+        state.probing = probes;
+        Ok(Leave { breakers: self, breaker, call, probes, settled: false })
     }
 }
 
@@ -84,11 +87,11 @@ impl Leave<'_> {
         self.settled = true;
         let now = self.breakers.clock.now();
         let mut state = lock(self.breaker);
-        state.probing = false;
+        state.probing &= !self.probes;
         match answer {
             Err(IdentityError::RateLimited { retry_after }) => {
                 // A login may be limited for its account's sake, and others' logins must not suffer for it.
-                if self.call != EmporixCall::Login {
+                if !self.call.signs_in() {
                     let asked = Duration::from_secs(retry_after.unwrap_or(1)).min(LONGEST_HOLD);
                     (state.opens_at, state.limited) = (now.after(asked), true);
                 }
@@ -105,11 +108,16 @@ impl Leave<'_> {
     }
 
     fn note_outage(&self, state: &mut Breaker, now: Timestamp) {
-        state.outages = state.outages.saturating_add(1);
+        let was_open = state.outages >= MOST_OUTAGES;
+        // Those that were under way when it opened say nothing new.
+        if was_open && !self.probes {
+            return;
+        }
+        state.outages += 1;
         if state.outages < MOST_OUTAGES {
             return;
         }
-        if state.outages == MOST_OUTAGES {
+        if !was_open {
             self.breakers.metrics.breakers.count(dependency(self.call), BreakerEvent::Opened);
             tracing::warn!(call = self.call.text(), "Emporix is away; calls are held back");
         }
@@ -121,7 +129,7 @@ impl Leave<'_> {
 impl Drop for Leave<'_> {
     /// A probe that nobody waited for proves nothing; the next call is one.
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.settled && self.probes {
             lock(self.breaker).probing = false;
         }
     }
@@ -136,6 +144,9 @@ const fn dependency(call: EmporixCall) -> Dependency {
         EmporixCall::AnonymousLogin => Dependency::AnonymousLogin,
         EmporixCall::AnonymousRefresh => Dependency::AnonymousRefresh,
         EmporixCall::Login => Dependency::Login,
+        EmporixCall::SocialLogin => Dependency::SocialLogin,
+        EmporixCall::Exchange => Dependency::Exchange,
+        EmporixCall::OptIn => Dependency::OptIn,
         EmporixCall::Refresh => Dependency::Refresh,
         EmporixCall::Revoke => Dependency::Revoke,
         EmporixCall::Introspect => Dependency::Introspect,
@@ -162,7 +173,7 @@ mod tests {
         for _ in 0..MOST_OUTAGES {
             ask().unwrap().settle(&OUTAGE);
         }
-        assert!(matches!(ask(), Err(IdentityError::Unavailable(_))));
+        assert!(matches!(ask(), Err(IdentityError::HeldBack)));
         assert!(breakers.ask(&acme, EmporixCall::Login).is_ok(), "other calls are others");
         clock.advance(OPEN_FOR.0);
         let probe = ask().unwrap();
@@ -184,6 +195,16 @@ mod tests {
         clock.advance(OPEN_FOR.0);
         drop(breakers.ask(&acme, EmporixCall::Refresh).unwrap());
         assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
+    }
+
+    #[test]
+    fn calls_that_were_under_way_when_it_opened_say_nothing_new() {
+        let (breakers, clock, acme) = breakers();
+        let ask = || breakers.ask(&acme, EmporixCall::Refresh);
+        let under_way: Vec<_> = (0..4 * MOST_OUTAGES).map(|_| ask().unwrap()).collect();
+        under_way.into_iter().for_each(|leave| leave.settle(&OUTAGE));
+        clock.advance(OPEN_FOR.0);
+        assert!(ask().is_ok(), "open for the first, short time");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::value::RawValue;
 
 /// Objects and arrays inside one another, at most.
-const MOST_DEPTH: usize = 64;
+const MOST_DEPTH: usize = 16;
 
 /// The canonical form of `text`.
 #[must_use]

@@ -36,7 +36,7 @@ pub struct Emporix {
     base: Url,
     client_ids: HashMap<TenantId, String>,
     breakers: Breakers,
-    calls: Queue,
+    queues: HashMap<TenantId, Queue>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
@@ -74,8 +74,9 @@ impl Emporix {
         metrics: Arc<Metrics>,
     ) -> Result<Self, url::ParseError> {
         let breakers = Breakers::new(client_ids.keys(), clock.clone(), metrics.clone());
-        let (base, calls) = (Url::parse(base_url)?, Queue::default());
-        Ok(Self { client, timeout, base, client_ids, breakers, calls, clock, metrics })
+        let base = Url::parse(base_url)?;
+        let queues = client_ids.keys().map(|tenant| (tenant.clone(), Queue::default())).collect();
+        Ok(Self { client, timeout, base, client_ids, breakers, queues, clock, metrics })
     }
 
     fn url<'q>(&self, path: &[&str], query: impl IntoIterator<Item = (&'q str, Option<&'q str>)>) -> Url {
@@ -103,7 +104,8 @@ impl Emporix {
     /// Makes the call once, if its breaker allows, and reads its whole answer.
     async fn call(&self, tenant: &TenantId, call: EmporixCall, request: Call<'_>) -> Result<Vec<u8>, IdentityError> {
         let leave = self.breakers.ask(tenant, call)?;
-        let _turn = self.calls.turn().await?;
+        let queue = self.queues.get(tenant).ok_or(IdentityError::Failed("an unknown tenant"))?;
+        let _turn = queue.turn().await?;
         let started = Instant::now();
         let answer = within(self.timeout, self.exchange(request)).await;
         let answer = answer.unwrap_or(Err(IdentityError::Unknown("no answer in time")));
@@ -149,8 +151,8 @@ impl Emporix {
     }
 }
 
-/// Lets so many calls be made at once, and so many wait for their turn: when Emporix returns, what has piled up comes
-/// to it piece by piece.
+/// Lets so many calls of one tenant be made at once, and so many wait for their turn: when Emporix returns, what has
+/// piled up comes to it piece by piece.
 struct Queue {
     places: Semaphore,
     turns: Semaphore,
@@ -158,7 +160,7 @@ struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        const AT_ONCE: usize = 128;
+        const AT_ONCE: usize = 64;
         const WAITING: usize = 4_096;
         Self { places: Semaphore::new(AT_ONCE + WAITING), turns: Semaphore::new(AT_ONCE) }
     }
@@ -263,6 +265,12 @@ impl IdentityProvider for Emporix {
             let path = customer(path);
             self.url(&path.iter().map(String::as_str).collect::<Vec<_>>(), query.iter().copied())
         };
+        let kind = match grant {
+            Grant::Password { .. } => EmporixCall::Login,
+            Grant::Social { .. } => EmporixCall::SocialLogin,
+            Grant::Exchange { .. } => EmporixCall::Exchange,
+            Grant::OptIn { .. } => EmporixCall::OptIn,
+        };
         let call = match grant {
             Grant::Password { email, password } => Call {
                 body: Some(serde_json::json!({"email": email, "password": password.as_str()})),
@@ -287,7 +295,7 @@ impl IdentityProvider for Emporix {
                 Call::new(Method::GET, url(&["signup", "optin", token.as_str()], &[]), Some(authorizer))
             }
         };
-        self.issue(tenant, EmporixCall::Login, call).await
+        self.issue(tenant, kind, call).await
     }
 
     async fn refresh(

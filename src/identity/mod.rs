@@ -127,6 +127,9 @@ pub enum IdentityError {
     /// Nothing was issued: the call did not get through, or Emporix said that it cannot serve it.
     #[error("Emporix cannot serve the call: {0}")]
     Unavailable(&'static str),
+    /// The call was not made: Emporix is away, and its breaker open.
+    #[error("calls are held back")]
+    HeldBack,
     /// Nothing was issued: Emporix failed at this very call.
     #[error("Emporix failed at the call: {0}")]
     Failed(&'static str),

@@ -1,7 +1,7 @@
 //! A session as the hot path wants it: header values built, clocks worked out, the refresh tokens left behind.
 //! Carries a validity flag, so that an ended session is ended for every request that already holds it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use http::HeaderValue;
 
@@ -82,8 +82,15 @@ pub struct ReadySession {
     credentials: Credentials,
     anonymous: Option<ReadyHalf>,
     customer: Option<ReadyHalf>,
-    live: AtomicBool,
+    standing: AtomicU8,
 }
+
+/// Nobody has ended, replaced or doubted it since it was built.
+const TRUSTED: u8 = 0;
+/// The store may hold another one by now.
+const DOUBTED: u8 = 1;
+/// It is over.
+const ENDED: u8 = 2;
 
 impl ReadySession {
     /// Builds the headers of `session`, which the store confirmed at `now`.
@@ -108,7 +115,7 @@ impl ReadySession {
             credentials: session.credentials.clone(),
             anonymous,
             customer,
-            live: AtomicBool::new(true),
+            standing: AtomicU8::new(TRUSTED),
         }
     }
 
@@ -143,12 +150,23 @@ impl ReadySession {
     /// Whether nobody has ended or replaced it since it was built.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.live.load(Ordering::Acquire)
+        self.standing.load(Ordering::Acquire) != ENDED
+    }
+
+    /// Whether nobody has doubted it either.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.standing.load(Ordering::Acquire) == TRUSTED
+    }
+
+    /// Says that the store may hold another one by now: it is to be asked, where it can be.
+    pub fn doubt(&self) {
+        self.standing.fetch_max(DOUBTED, Ordering::AcqRel);
     }
 
     /// Ends it for everyone who holds it.
     pub fn end(&self) {
-        self.live.store(false, Ordering::Release);
+        self.standing.store(ENDED, Ordering::Release);
     }
 
     /// An estimate of the memory it takes, in bytes.

@@ -75,12 +75,12 @@ impl HotCache {
         self.entries.invalidate(key);
     }
 
-    /// Drops everything.
-    pub fn forget_all(&self) {
-        for epoch in &self.epochs {
-            epoch.fetch_add(1, Ordering::AcqRel);
+    /// The store may hold another session of this key by now; what is known serves only where it cannot be asked.
+    pub fn doubt(&self, key: &SessionKey) {
+        self.epoch(key).fetch_add(1, Ordering::AcqRel);
+        if let Some(known) = self.entries.get(key) {
+            known.doubt();
         }
-        self.entries.invalidate_all();
     }
 
     /// Sessions and bytes kept, as estimated.

@@ -2,26 +2,25 @@
 //! A store that cannot answer is an error here, or a session served within its grace; never an absence.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use tokio::sync::Mutex;
 
 use super::hot_cache::HotCache;
 use super::loads::Loads;
-use super::{
-    Alias, Collision, Cursor, CustomerName, CustomerSessions, Intent, Invalidation, Lead, LeaseName, NoteName, Owner,
-    Page, Saved, SessionStore, Settled, Standing, StoreError,
-};
+use super::{Alias, Invalidation, Saved, SessionStore, StoreError};
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
-use crate::session::{LabelKeys, LifeLimits, ReadySession, Session, SessionKey};
+use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
 use crate::telemetry::{CacheOutcome, Metrics, RevocationPath, StoreOperation, StoreOutcome};
 
 /// How long a tombstone stands: longer than any write that was under way can last.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// How far back a failover may forget what was written.
+/// How long before a look at what ended a failover may have lost it.
 const LOST_BY_FAILOVER: Duration = Duration::from_secs(600);
 
 /// Attempts at applying one change over conflicting writes of others.
@@ -29,12 +28,16 @@ const MOST_CONFLICTS: usize = 8;
 
 /// The store, with the hot cache in front.
 pub struct LayeredStore {
-    store: Arc<dyn SessionStore>,
+    pub(super) store: Arc<dyn SessionStore>,
     hot: HotCache,
     aliases: Cache<Alias, (SessionKey, Timestamp)>,
     /// Sessions that are known here to have ended: refused whatever the store says, for it may have lost their end.
     ended: Cache<SessionKey, Timestamp>,
     loads: Loads,
+    /// What was verified before this has to be verified again: word of a change may have been missed.
+    verify_from: AtomicU64,
+    /// One look at a time at what ended, and when the last one was.
+    reasserted_at: Mutex<Timestamp>,
     freshness: HotCacheSection,
     limits: LifeLimits,
     clock: Arc<dyn Clock>,
@@ -65,14 +68,27 @@ impl LayeredStore {
         // The newest are kept, however seldom they are asked for.
         let newest = EvictionPolicy::lru();
         let ended = Cache::builder().max_capacity(100_000).time_to_live(TOMBSTONE_LIFE).eviction_policy(newest).build();
-        Self { store, hot, aliases, ended, loads: Loads::default(), freshness, limits, clock, metrics }
+        Self {
+            store,
+            hot,
+            aliases,
+            ended,
+            loads: Loads::default(),
+            verify_from: AtomicU64::new(0),
+            reasserted_at: Mutex::default(),
+            freshness,
+            limits,
+            clock,
+            metrics,
+        }
     }
 
     /// The session if the hot cache holds it and need not ask: the hot path.
     #[must_use]
     pub fn get(&self, key: &SessionKey, now: Timestamp) -> Option<Arc<ReadySession>> {
         let ready = self.hot.get(key)?;
-        if now.since(ready.verified_at) > self.trusted_for() {
+        let verified_since = ready.verified_at.millis() > self.verify_from.load(Ordering::Acquire);
+        if !verified_since || !ready.is_trusted() || now.since(ready.verified_at) > self.trusted_for() {
             return None;
         }
         self.metrics.hot_cache.count(CacheOutcome::Hit);
@@ -184,11 +200,21 @@ impl LayeredStore {
         let now = self.clock.now();
         let ticket = self.hot.begin(&session.key);
         let life = session.expires_at(&self.limits).since(now).max(Duration::from_secs(1));
-        let saved = self.timed(StoreOperation::Save, self.store.save(session, life)).await?;
+        let saved = match self.timed(StoreOperation::Save, self.store.save(session, life)).await {
+            Ok(saved) => saved,
+            Err(error) => {
+                // It may have been stored all the same.
+                self.hot.doubt(&session.key);
+                return Err(error);
+            }
+        };
         match saved {
             Saved::Stored(_) => {
                 let ready = Arc::new(ReadySession::of(session, now, &self.limits));
                 self.hot.keep_written(ticket, &ready);
+                if self.ended.contains_key(&session.key) {
+                    self.hot.forget(&session.key);
+                }
                 return Ok((saved, Some(ready)));
             }
             Saved::Conflict => self.metrics.store.count(StoreOperation::Save, StoreOutcome::Conflict),
@@ -216,16 +242,20 @@ impl LayeredStore {
                 self.hot.forget(&key);
                 self.metrics.revocation_seconds.record(RevocationPath::Message, self.clock.now().since(at));
             }
-            Invalidation::Everything => self.hot.forget_all(),
+            Invalidation::Everything => {
+                self.verify_from.fetch_max(self.clock.now().millis(), Ordering::AcqRel);
+            }
         }
     }
 
-    /// Ends again what ended of late and is there all the same: a failover loses writes. Gives up at the first fault of
-    /// the store, for then there will be another occasion.
+    /// Ends again what ended since the last look and is there all the same: a failover loses writes. Gives up at the
+    /// first fault of the store, for then there will be another occasion.
     pub async fn reassert_ends(&self) {
+        let mut reasserted_at = self.reasserted_at.lock().await;
         let now = self.clock.now();
-        let of_late = self.ended.iter().filter(|(_, at)| now.since(*at) < LOST_BY_FAILOVER);
-        let ended: Vec<SessionKey> = of_late.map(|(key, _)| *key).collect();
+        let since = *reasserted_at;
+        let recent = self.ended.iter().filter(|(_, at)| at.after(LOST_BY_FAILOVER) > since);
+        let ended: Vec<SessionKey> = recent.map(|(key, _)| *key).collect();
         for key in ended {
             match self.store.load(&key).await {
                 Ok(None) => {}
@@ -238,66 +268,7 @@ impl LayeredStore {
                 Err(_) => return,
             }
         }
-    }
-
-    /// See [`SessionStore::acquire`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
-        self.timed(StoreOperation::Lease, self.store.acquire(lease, owner, life)).await
-    }
-
-    /// See [`SessionStore::extend`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn extend(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<bool, StoreError> {
-        self.timed(StoreOperation::Lease, self.store.extend(lease, owner, life)).await
-    }
-
-    /// See [`SessionStore::declare`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn declare(
-        &self,
-        lease: &LeaseName,
-        owner: &Owner,
-        intent: &Intent,
-        life: Duration,
-    ) -> Result<bool, StoreError> {
-        self.timed(StoreOperation::Lease, self.store.declare(lease, owner, intent, life)).await
-    }
-
-    /// See [`SessionStore::release`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn release(&self, lease: &LeaseName, owner: &Owner, settled: Settled) -> Result<(), StoreError> {
-        self.timed(StoreOperation::Lease, self.store.release(lease, owner, settled)).await
-    }
-
-    /// See [`SessionStore::link`].
-    ///
-    /// # Errors
-    /// When the store cannot.
-    pub async fn link(
-        &self,
-        alias: &Alias,
-        key: &SessionKey,
-        collision: Collision,
-        life: Duration,
-    ) -> Result<Option<SessionKey>, StoreError> {
-        self.timed(StoreOperation::Index, self.store.link(alias, key, collision, life)).await
-    }
-
-    /// See [`SessionStore::resolve`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
-        self.timed(StoreOperation::Index, self.store.resolve(alias)).await
+        *reasserted_at = now;
     }
 
     /// The session of a secret that was verified before, while the verdict holds.
@@ -309,79 +280,6 @@ impl LayeredStore {
     /// Remembers that a secret was verified and names `key`.
     pub fn remember_verdict(&self, alias: Alias, key: SessionKey, holds_until: Timestamp) {
         self.aliases.insert(alias, (key, holds_until));
-    }
-
-    /// See [`SessionStore::index`].
-    ///
-    /// # Errors
-    /// When the store cannot.
-    pub async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
-        self.timed(StoreOperation::Index, self.store.index(customer, key, life)).await
-    }
-
-    /// See [`SessionStore::customer`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
-        self.timed(StoreOperation::Index, self.store.customer(customer)).await
-    }
-
-    /// See [`SessionStore::raise_epoch`].
-    ///
-    /// # Errors
-    /// When the store cannot.
-    pub async fn raise_epoch(
-        &self,
-        customer: &CustomerName,
-        epoch: Timestamp,
-        life: Duration,
-    ) -> Result<(), StoreError> {
-        self.timed(StoreOperation::Index, self.store.raise_epoch(customer, epoch, life)).await
-    }
-
-    /// See [`SessionStore::walk`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn walk(&self, from: Cursor) -> Result<Page, StoreError> {
-        self.timed(StoreOperation::Walk, self.store.walk(from)).await
-    }
-
-    /// See [`SessionStore::labels`].
-    #[must_use]
-    pub fn labels(&self) -> &LabelKeys {
-        self.store.labels()
-    }
-
-    /// See [`SessionStore::note`].
-    ///
-    /// # Errors
-    /// When the store cannot.
-    pub async fn note(
-        &self,
-        name: &NoteName,
-        value: &[u8],
-        life: Duration,
-        standing: Standing,
-    ) -> Result<(), StoreError> {
-        self.timed(StoreOperation::Note, self.store.note(name, value, life, standing)).await
-    }
-
-    /// See [`SessionStore::noted`].
-    ///
-    /// # Errors
-    /// When the store cannot tell.
-    pub async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
-        self.timed(StoreOperation::Note, self.store.noted(name)).await
-    }
-
-    /// Whether the store answers.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.store.ping().await
     }
 
     /// What other replicas say from now on.
@@ -411,7 +309,7 @@ impl LayeredStore {
         }
     }
 
-    async fn timed<T>(
+    pub(super) async fn timed<T>(
         &self,
         operation: StoreOperation,
         work: impl Future<Output = Result<T, StoreError>>,

@@ -114,7 +114,7 @@ impl SessionStore for MemoryStore {
     async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        if state.leases.get(lease, now).is_some() {
+        if state.leases.get(lease, now).is_some_and(|holder| holder != owner) {
             return Ok(Lead::Elsewhere);
         }
         state.leases.put(*lease, *owner, now.after(life));
@@ -182,7 +182,12 @@ impl SessionStore for MemoryStore {
         Ok(self.state().aliases.get(alias, self.clock.now()).copied().flatten())
     }
 
-    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+    async fn index(
+        &self,
+        customer: &CustomerName,
+        key: &SessionKey,
+        life: Duration,
+    ) -> Result<Vec<SessionKey>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
         let mut keys = state.customers.get(customer, now).cloned().unwrap_or_default();
@@ -190,9 +195,9 @@ impl SessionStore for MemoryStore {
         keys.retain(|(known, end)| known != key && now < *end);
         keys.push((*key, now.after(life)));
         let surplus = keys.len().saturating_sub(MOST_PER_CUSTOMER);
-        keys.drain(..surplus);
+        let displaced = keys.drain(..surplus).map(|(key, _)| key).collect();
         state.customers.put(customer.clone(), keys, now.after(life));
-        Ok(())
+        Ok(displaced)
     }
 
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {

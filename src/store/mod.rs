@@ -7,6 +7,7 @@ mod loads;
 pub mod memory;
 pub mod redis;
 pub mod seal;
+mod timed;
 
 use std::fmt;
 use std::time::Duration;
@@ -234,7 +235,9 @@ pub struct CustomerSessions {
 /// Where a walk over all sessions stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which of the store's servers.
+    /// The servers over which the walk began, as a hash; 0 at the beginning.
+    over: u64,
+    /// Which of them.
     server: u16,
     /// Where on it.
     position: u64,
@@ -301,8 +304,14 @@ pub trait SessionStore: Send + Sync + 'static {
     /// The session that `alias` names.
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError>;
 
-    /// Notes that `key` is `customer`'s, for `life`.
-    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError>;
+    /// Notes that `key` is `customer`'s, for `life`. Returns the sessions that it displaces: no more than
+    /// [`MOST_PER_CUSTOMER`] are remembered.
+    async fn index(
+        &self,
+        customer: &CustomerName,
+        key: &SessionKey,
+        life: Duration,
+    ) -> Result<Vec<SessionKey>, StoreError>;
 
     /// The customer's sessions and epoch.
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError>;

@@ -137,11 +137,13 @@ impl RedisStore {
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<T, StoreError> {
-        let Some(reserved) = self.durable.reserve(self.timeouts).await else {
-            return self.invoke(script, keys, arguments).await;
-        };
-        let _place = self.place()?;
-        self.durable.invoke(reserved, self.timeouts, script, keys, arguments).await
+        match self.durable.reserve(self.timeouts).await {
+            Some(line) => {
+                let _place = self.place()?;
+                self.durable.invoke(line, self.timeouts, script, keys, arguments).await
+            }
+            None => self.invoke(script, keys, arguments).await,
+        }
     }
 
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
@@ -255,13 +257,19 @@ impl SessionStore for RedisStore {
         Ok(std::str::from_utf8(&named).ok().and_then(SessionKey::parse))
     }
 
-    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+    async fn index(
+        &self,
+        customer: &CustomerName,
+        key: &SessionKey,
+        life: Duration,
+    ) -> Result<Vec<SessionKey>, StoreError> {
         let now = self.clock.now();
         let [_, index] = customer_keys(customer);
         let (key, end, now, life) =
             (key.to_text(), now.after(life).millis().to_string(), now.millis().to_string(), millis(life));
         let arguments = [key.as_bytes(), end.as_bytes(), now.as_bytes(), life.as_bytes()];
-        self.invoke(&self.scripts.index, &[&index], &arguments).await
+        let displaced: Vec<String> = self.invoke(&self.scripts.index, &[&index], &arguments).await?;
+        Ok(displaced.iter().filter_map(|key| SessionKey::parse(key)).collect())
     }
 
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
@@ -299,7 +307,7 @@ impl SessionStore for RedisStore {
     async fn walk(&self, from: Cursor) -> Result<Page, StoreError> {
         let mut used = self.keeper.line().await?;
         // A step is up to three commands.
-        let step = timeout(3 * self.timeouts.response, scan::step(&mut used.line, from)).await;
+        let step = timeout(3 * self.timeouts.response, scan::step(&mut used, from)).await;
         self.keeper.judge(&used, step)
     }
 

@@ -48,6 +48,11 @@ impl Drop for Server {
     }
 }
 
+fn signal(server: &Server, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), server.process.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
 /// A primary, its replica, and three Sentinels that watch them.
 pub struct Watched {
     servers: Vec<Server>,
@@ -101,6 +106,16 @@ impl Watched {
     pub async fn fail_over(&mut self) {
         drop(self.servers.remove(0));
         eventually("the replica is promoted", async || self.servers[0].answers("ROLE", "master")).await;
+    }
+
+    /// Stops the replica, as a machine that hangs does.
+    pub fn freeze_the_replica(&self) {
+        signal(&self.servers[1], "STOP");
+    }
+
+    /// Lets it go on.
+    pub fn thaw_the_replica(&self) {
+        signal(&self.servers[1], "CONT");
     }
 
     /// Kills one Sentinel.

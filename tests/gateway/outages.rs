@@ -214,3 +214,32 @@ async fn a_redis_that_is_there_and_says_nothing_is_as_good_as_away_and_heals_by_
     eventually("the cold replica knows again", async || me(&world, 1, &customer.tokens.access).await.status == 200)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_and_goes_takes_no_grace_from_hot_sessions() {
+    let world = World::builder().redis().start().await;
+    let customer = world.customer().await;
+    assert_eq!(me(&world, 0, &customer.tokens.access).await.status, 200);
+    let hits = || world.gateway().metric(r#"gateway_breaker_events_total{dependency="store",event="closed"}"#);
+    world.redis().kill();
+    cannot_know(&me_cold(&world).await);
+    let before = hits();
+    world.redis().restart().await;
+    eventually("it is back", async || hits() > before).await;
+    world.redis().kill();
+    for _ in 0..10 {
+        let hot = promptly(me(&world, 0, &customer.tokens.access)).await;
+        assert_eq!(hot.status, 200, "still within its grace: {}", hot.text);
+    }
+    world.redis().restart().await;
+}
+
+/// A request that needs the store.
+async fn me_cold(world: &World) -> Answer {
+    let mut answer = world.login("eg_a_none", "john.doe@example.com").await;
+    let anonymous = "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront";
+    while answer.status != 503 {
+        answer = world.ask(anonymous).send().await;
+    }
+    answer
+}

@@ -104,10 +104,8 @@ async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
     eventually("invalidations are heard again", async || store.hears_invalidations()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failover_logs_nobody_out() {
-    let mut redis = Watched::start().await;
-    let world = World::builder()
+async fn two_gateways_under_sentinel(redis: &Watched) -> World {
+    World::builder()
         .set("STORE__KIND", "redis")
         .set("STORE__REDIS__TOPOLOGY", "sentinel")
         .set("STORE__REDIS__NODES", serde_json::to_string(&redis.nodes()).unwrap())
@@ -118,7 +116,60 @@ async fn a_failover_logs_nobody_out() {
         .set("STORE__SEAL__KEYS", r#"[{"id": "test", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}]"#)
         .replicas(2)
         .start()
-        .await;
+        .await
+}
+
+fn replication(world: &World, outcome: &str) -> f64 {
+    world.gateway().metric(&format!(r#"gateway_store_replication_total{{outcome="{outcome}"}}"#))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stands_still_is_counted_and_holds_nobody_up() {
+    let redis = Watched::start().await;
+    let world = two_gateways_under_sentinel(&redis).await;
+    eventually("writes wait for the replica", async || {
+        world.visitor().await;
+        replication(&world, "acknowledged") > 0.0
+    })
+    .await;
+    redis.freeze_the_replica();
+    let asked = Instant::now();
+    let late = replication(&world, "late");
+    eventually("the replica is found to be late", async || {
+        world.visitor().await;
+        replication(&world, "late") > late
+    })
+    .await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "one wait, and none after it: {:?}", asked.elapsed());
+    let asked = Instant::now();
+    for _ in 0..20 {
+        world.visitor().await;
+    }
+    assert!(asked.elapsed() < Duration::from_secs(2), "nobody waits for it any more: {:?}", asked.elapsed());
+    redis.thaw_the_replica();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_writes_after_a_failover_do_not_go_to_dead_lines() {
+    let mut redis = Watched::start().await;
+    let world = two_gateways_under_sentinel(&redis).await;
+    eventually("writes wait for the replica", async || {
+        world.visitor().await;
+        replication(&world, "acknowledged") > 0.0
+    })
+    .await;
+    redis.fail_over().await;
+    let anonymous = "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront";
+    eventually("visitors are served again", async || world.ask(anonymous).send().await.status == 200).await;
+    for _ in 0..12 {
+        assert_eq!(world.ask(anonymous).send().await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_logs_nobody_out() {
+    let mut redis = Watched::start().await;
+    let world = two_gateways_under_sentinel(&redis).await;
     let (customer, gone) = (world.customer().await, world.customer().await);
     let me = async |replica: usize, handle: &str| {
         world.ask_replica(replica, "GET /customer/acme/me").bearer(handle).send().await
@@ -136,6 +187,4 @@ async fn a_failover_logs_nobody_out() {
         .await;
         assert_eq!(me(replica, &gone.tokens.access).await.status, 401, "a logout outlives the primary");
     }
-    let acknowledged = r#"gateway_store_replication_total{outcome="acknowledged"}"#;
-    assert!(world.gateway().metric(acknowledged) > 0.0, "logins waited for the replica");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -39,6 +40,14 @@ pub(super) enum Line {
 pub(super) struct Timeouts {
     pub(super) connect: Duration,
     pub(super) response: Duration,
+}
+
+impl Timeouts {
+    /// The bound on opening a line as a whole: asking a Sentinel that does not answer, then another, then the primary.
+    pub(super) fn opening(&self) -> Duration {
+        const AT_LEAST: Duration = Duration::from_secs(5);
+        (4 * self.connect).max(AT_LEAST)
+    }
 }
 
 impl Deployment {
@@ -83,6 +92,22 @@ impl Line {
         match self {
             Self::Node(connection) => connection.subscribe(channel).await,
             Self::Cluster(connection) => connection.subscribe(channel).await,
+        }
+    }
+
+    /// Says `message` on `channel` to every primary. Returns how many took it.
+    pub(super) async fn say(&mut self, channel: &str, message: &[u8]) -> RedisResult<usize> {
+        let say = redis::cmd("PUBLISH").arg(channel).arg(message).to_owned();
+        match self {
+            Self::Node(connection) => say.exec_async(connection).await.map(|()| 1),
+            Self::Cluster(connection) => {
+                let everywhere = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                Ok(match connection.route_command(say, everywhere).await? {
+                    Value::Map(answers) => answers.len(),
+                    Value::Array(answers) => answers.len(),
+                    _ => 1,
+                })
+            }
         }
     }
 }

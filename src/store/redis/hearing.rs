@@ -1,8 +1,8 @@
 //! Hears what other replicas say over Redis' pub/sub, and knows whether it hears at all.
 //! A replica trusts the channel only while its own beats come back over it: silence proves nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::{AsyncPushSender, SendError};
@@ -26,17 +26,29 @@ const PATIENCE: Duration = Duration::from_millis(2_500);
 pub(super) struct Hearing {
     /// Tells this replica's messages from the others'.
     replica: [u8; 16],
+    /// The line that is listened to; what comes over an earlier one proves nothing.
+    line: AtomicU64,
     hears: AtomicBool,
-    started: Instant,
-    heard_at: AtomicU64,
+    round: Mutex<Round>,
     invalidations: broadcast::Sender<Invalidation>,
-    /// Woken when the server closed a line.
+    /// Woken when the server closed the line.
     pub(super) broken: Notify,
 }
 
-/// Turns what Redis pushes into invalidations.
-#[derive(Clone)]
-pub(super) struct Listener(pub(super) Arc<Hearing>);
+/// One beat, said to every primary: messages from each of them arrive when all of its copies do.
+struct Round {
+    number: u64,
+    said: usize,
+    heard: usize,
+    /// When a round was last heard as a whole.
+    complete_at: Instant,
+}
+
+/// Turns what Redis pushes over one line into invalidations.
+pub(super) struct Listener {
+    pub(super) hearing: Arc<Hearing>,
+    pub(super) line: u64,
+}
 
 impl Hearing {
     pub(super) fn new() -> Result<Self, StoreError> {
@@ -44,9 +56,9 @@ impl Hearing {
         getrandom::fill(&mut replica).map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(Self {
             replica,
+            line: AtomicU64::new(0),
             hears: AtomicBool::new(false),
-            started: Instant::now(),
-            heard_at: AtomicU64::new(0),
+            round: Mutex::new(Round { number: 0, said: 0, heard: 0, complete_at: Instant::now() }),
             invalidations: broadcast::channel(4096).0,
             broken: Notify::new(),
         })
@@ -61,29 +73,39 @@ impl Hearing {
         self.hears.load(Ordering::Acquire)
     }
 
-    /// Nothing is known to arrive from now on, until a beat does.
+    /// Nothing is known to arrive from now on, until a round of beats does.
     pub(super) fn lose(&self) {
         self.hears.store(false, Ordering::Release);
     }
 
-    /// A beat is about to be sent for the first time: earlier silence counts for nothing.
-    pub(super) fn expect_beat(&self) {
-        self.heard_at.store(self.now(), Ordering::Release);
+    /// Listens to another line from now on; earlier silence counts for nothing.
+    pub(super) fn turn_to(&self, line: u64) {
+        self.lose();
+        self.line.store(line, Ordering::Release);
+        self.round().complete_at = Instant::now();
     }
 
-    /// Says that the channel is broken when beats have been missing for too long. Returns whether they have.
+    /// Says that the channel is broken when no round came through for too long. Returns whether none did.
     pub(super) fn listen_for_beats(&self) -> bool {
-        let silent = self.now().saturating_sub(self.heard_at.load(Ordering::Acquire));
-        let missing = u128::from(silent) > PATIENCE.as_millis();
+        let missing = self.round().complete_at.elapsed() > PATIENCE;
         if missing {
             self.lose();
         }
         missing
     }
 
-    /// This replica's beat.
+    /// The beat of a new round.
     pub(super) fn beat(&self) -> Vec<u8> {
-        [&self.replica[..], b"B"].concat()
+        let mut round = self.round();
+        (round.number, round.said, round.heard) = (round.number + 1, 0, 0);
+        [&self.replica[..], b"B", &round.number.to_be_bytes()].concat()
+    }
+
+    /// So many servers took the beat.
+    pub(super) fn said_to(&self, servers: usize) {
+        let mut round = self.round();
+        round.said = servers;
+        self.settle(&mut round);
     }
 
     /// That a record was written.
@@ -96,12 +118,23 @@ impl Hearing {
         [&self.replica[..], b"E", key.as_bytes(), &at.millis().to_be_bytes()].concat()
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn round(&self) -> MutexGuard<'_, Round> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_beat(&self) {
-        self.expect_beat();
+    fn hear_beat(&self, number: u64) {
+        let mut round = self.round();
+        if number == round.number {
+            round.heard += 1;
+            self.settle(&mut round);
+        }
+    }
+
+    fn settle(&self, round: &mut Round) {
+        if round.said == 0 || round.heard < round.said {
+            return;
+        }
+        round.complete_at = Instant::now();
         if !self.hears.swap(true, Ordering::AcqRel) {
             self.tell(Invalidation::Everything);
         }
@@ -112,11 +145,13 @@ impl Hearing {
         let _ = self.invalidations.send(invalidation);
     }
 
-    fn hear(&self, message: &[u8]) -> Option<()> {
+    fn hear(&self, line: u64, message: &[u8]) -> Option<()> {
         let (replica, rest) = message.split_first_chunk::<16>()?;
         let (kind, rest) = rest.split_first()?;
         match (kind, *replica == self.replica) {
-            (b'B', true) => self.note_beat(),
+            (b'B', true) if line == self.line.load(Ordering::Acquire) => {
+                self.hear_beat(u64::from_be_bytes(*rest.first_chunk::<8>()?));
+            }
             (b'R', false) => self.tell(Invalidation::Replaced(read_key(rest)?.0)),
             (b'E', false) => {
                 let (key, rest) = read_key(rest)?;
@@ -138,14 +173,14 @@ fn read_key(bytes: &[u8]) -> Option<(SessionKey, &[u8])> {
 impl AsyncPushSender for Listener {
     fn send(&self, push: PushInfo) -> Result<(), SendError> {
         match push.kind {
-            PushKind::Disconnection => {
-                self.0.lose();
-                self.0.broken.notify_one();
+            PushKind::Disconnection if self.line == self.hearing.line.load(Ordering::Acquire) => {
+                self.hearing.lose();
+                self.hearing.broken.notify_one();
             }
             PushKind::Message => {
                 if let Some(Value::BulkString(message)) = push.data.get(1) {
                     // A message that cannot be read is none of ours.
-                    let _ = self.0.hear(message);
+                    let _ = self.hearing.hear(self.line, message);
                 }
             }
             _ => {}
@@ -160,13 +195,20 @@ mod tests {
 
     const KEY: SessionKey = SessionKey::from_bytes([7; 16]);
 
+    /// Says a beat to `servers`, of which `heard` send it back over `line`.
+    fn beat(hearing: &Hearing, line: u64, servers: usize, heard: usize) {
+        let beat = hearing.beat();
+        hearing.said_to(servers);
+        (0..heard).for_each(|_| assert!(hearing.hear(line, &beat).is_some()));
+    }
+
     #[test]
     fn messages_of_other_replicas_are_heard_and_own_ones_are_not() {
         let (own, other) = (Hearing::new().unwrap(), Hearing::new().unwrap());
         let mut heard = own.subscribe();
         let at = Timestamp::from_seconds(5);
         for message in [own.replaced(&KEY), own.ended(&KEY, at), other.replaced(&KEY), other.ended(&KEY, at)] {
-            assert!(own.hear(&message).is_some());
+            assert!(own.hear(0, &message).is_some());
         }
         assert_eq!(heard.try_recv(), Ok(Invalidation::Replaced(KEY)));
         assert_eq!(heard.try_recv(), Ok(Invalidation::Ended(KEY, at)));
@@ -177,16 +219,47 @@ mod tests {
     fn only_its_own_beat_proves_that_a_replica_hears_and_all_may_have_changed_before_it() {
         let (own, other) = (Hearing::new().unwrap(), Hearing::new().unwrap());
         let mut heard = own.subscribe();
-        own.hear(&other.beat());
+        own.hear(0, &other.beat());
         assert!(!own.hears());
-        own.hear(&own.beat());
+        beat(&own, 0, 1, 1);
         assert!(own.hears());
         assert_eq!(heard.try_recv(), Ok(Invalidation::Everything));
-        own.hear(&own.beat());
+        beat(&own, 0, 1, 1);
         assert!(heard.try_recv().is_err(), "a further beat says nothing new");
         own.lose();
-        own.hear(&own.beat());
+        beat(&own, 0, 1, 1);
         assert_eq!(heard.try_recv(), Ok(Invalidation::Everything));
+    }
+
+    #[test]
+    fn a_beat_has_to_come_back_from_every_server_and_in_its_own_round() {
+        let own = Hearing::new().unwrap();
+        beat(&own, 0, 3, 2);
+        assert!(!own.hears(), "one server's messages do not arrive");
+        let late = own.beat();
+        beat(&own, 0, 1, 0);
+        own.hear(0, &late);
+        assert!(!own.hears(), "an earlier round's beat");
+        beat(&own, 0, 3, 3);
+        assert!(own.hears());
+    }
+
+    #[test]
+    fn what_comes_over_an_abandoned_line_proves_nothing() {
+        let own = Arc::new(Hearing::new().unwrap());
+        own.turn_to(2);
+        beat(&own, 1, 1, 1);
+        assert!(!own.hears());
+        beat(&own, 2, 1, 1);
+        assert!(own.hears());
+        let close = |line| {
+            let listener = Listener { hearing: own.clone(), line };
+            listener.send(PushInfo { kind: PushKind::Disconnection, data: Vec::new() }).unwrap();
+        };
+        close(1);
+        assert!(own.hears());
+        close(2);
+        assert!(!own.hears());
     }
 
     #[test]
@@ -195,7 +268,7 @@ mod tests {
         let mut heard = own.subscribe();
         let cut_off = &Hearing::new().unwrap().ended(&KEY, Timestamp::NEVER)[..30];
         for message in [&b""[..], b"R", &[0; 16], &[0; 20], &[1; 60], cut_off] {
-            let _ = own.hear(message);
+            let _ = own.hear(0, message);
         }
         assert!(heard.try_recv().is_err());
     }

@@ -35,7 +35,7 @@ enum State {
 #[derive(Clone)]
 pub(super) struct Numbered {
     pub(super) line: Line,
-    number: u64,
+    pub(super) number: u64,
 }
 
 impl Numbered {
@@ -84,8 +84,7 @@ impl Keeper {
 
     /// A line for one user alone.
     pub(super) async fn open_private(&self) -> Result<Line, StoreError> {
-        self.line().await?;
-        match timeout(self.timeouts.connect, self.deployment.open(self.timeouts, None)).await {
+        match timeout(self.timeouts.opening(), self.deployment.open(self.timeouts, None)).await {
             Ok(opened) => opened.map_err(|error| unavailable(&error)),
             Err(_) => Err(late()),
         }
@@ -169,12 +168,10 @@ impl Keeper {
     }
 
     async fn look_after(&self, open: &Numbered) {
-        let beat = redis::cmd("PUBLISH").arg(CHANNEL).arg(self.hearing.beat()).to_owned();
         let mut line = open.line.clone();
-        let said = timeout(self.timeouts.response, beat.exec_async(&mut line)).await;
-        if self.judge(open, said).is_err() && open.is_one_server() {
-            return;
-        }
+        let said = timeout(self.timeouts.response, line.say(CHANNEL, &self.hearing.beat())).await;
+        // What it says of the line counts; that the beat was not said will be heard.
+        let _ = self.judge(open, said).map(|servers| self.hearing.said_to(servers));
         if self.hearing.listen_for_beats() {
             tracing::warn!("other replicas are not heard; the connection to the session store is replaced");
             self.give_up(open.number);
@@ -182,7 +179,7 @@ impl Keeper {
     }
 
     async fn open(&self, number: u64) -> bool {
-        let opened = match timeout(4 * self.timeouts.connect, self.open_listening()).await {
+        let opened = match timeout(self.timeouts.opening(), self.open_listening(number)).await {
             Ok(opened) => opened,
             Err(_) => Err(late()),
         };
@@ -208,13 +205,13 @@ impl Keeper {
     }
 
     /// A line that hears, and that took a message: so it is known to serve.
-    async fn open_listening(&self) -> Result<Line, StoreError> {
-        let listener = Listener(self.hearing.clone());
-        self.hearing.expect_beat();
+    async fn open_listening(&self, number: u64) -> Result<Line, StoreError> {
+        self.hearing.turn_to(number);
+        let listener = Listener { hearing: self.hearing.clone(), line: number };
         let attempt = async {
             let mut line = self.deployment.open(self.timeouts, Some(listener)).await?;
             line.subscribe(CHANNEL).await?;
-            redis::cmd("PUBLISH").arg(CHANNEL).arg(self.hearing.beat()).exec_async(&mut line).await?;
+            self.hearing.said_to(line.say(CHANNEL, &self.hearing.beat()).await?);
             Ok(line)
         };
         attempt.await.map_err(|error: RedisError| unavailable(&error))

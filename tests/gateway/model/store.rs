@@ -267,7 +267,12 @@ impl SessionStore for GatedStore {
         self.call("resolve".to_owned(), move |store| at_once(store.records.resolve(&alias))).await
     }
 
-    async fn index(&self, customer: &CustomerName, key: &SessionKey, life: Duration) -> Result<(), StoreError> {
+    async fn index(
+        &self,
+        customer: &CustomerName,
+        key: &SessionKey,
+        life: Duration,
+    ) -> Result<Vec<SessionKey>, StoreError> {
         let (customer, key) = (customer.clone(), *key);
         self.call(of("index", &key), move |store| at_once(store.records.index(&customer, &key, life))).await
     }
