@@ -193,7 +193,8 @@ impl SessionStore for RedisStore {
         match saved.as_str() {
             "stored" => Ok(Saved::Stored(revision)),
             "conflict" => Ok(Saved::Conflict),
-            _ => Ok(Saved::Ended),
+            "ended" => Ok(Saved::Ended),
+            _ => Err(StoreError::Unreadable("no answer to a save")),
         }
     }
 
@@ -249,12 +250,12 @@ impl SessionStore for RedisStore {
         let collision: &[u8] = if collision == Collision::Disable { b"disable" } else { b"keep" };
         let arguments = [key.as_bytes(), life.as_bytes(), collision];
         let named: String = self.invoke(&self.scripts.link, &[&alias_key(alias)], &arguments).await?;
-        Ok(SessionKey::parse(&named))
+        named_by(named.as_bytes())
     }
 
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
         let named: Vec<u8> = self.ask::<Option<_>>(&Cmd::get(alias_key(alias))).await?.unwrap_or_default();
-        Ok(std::str::from_utf8(&named).ok().and_then(SessionKey::parse))
+        named_by(&named)
     }
 
     async fn index(
@@ -327,4 +328,13 @@ impl SessionStore for RedisStore {
     async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
         self.ask(&Cmd::get(note_key(name))).await
     }
+}
+
+/// The session that an alias names; an empty one names none.
+fn named_by(alias: &[u8]) -> Result<Option<SessionKey>, StoreError> {
+    if alias.is_empty() {
+        return Ok(None);
+    }
+    let key = std::str::from_utf8(alias).ok().and_then(SessionKey::parse);
+    key.map(Some).ok_or(StoreError::Unreadable("an alias names no session"))
 }

@@ -204,13 +204,16 @@ impl Keeper {
         }
     }
 
-    /// A line that hears, and that took a message: so it is known to serve.
+    /// A line that hears, and whose server serves: one that is loading its files takes messages, and nothing else.
     async fn open_listening(&self, number: u64) -> Result<Line, StoreError> {
         self.hearing.turn_to(number);
         let listener = Listener { hearing: self.hearing.clone(), line: number };
         let attempt = async {
             let mut line = self.deployment.open(self.timeouts, Some(listener)).await?;
             line.subscribe(CHANNEL).await?;
+            if let Line::Node(node) = &mut line {
+                redis::cmd("PING").exec_async(node).await?;
+            }
             self.hearing.said_to(line.say(CHANNEL, &self.hearing.beat()).await?);
             Ok(line)
         };
@@ -227,9 +230,11 @@ fn is_of_the_line(error: &RedisError) -> bool {
     moved_on || error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some("NOAUTH")
 }
 
-/// Says the kind and code of an error, not its detail: that may quote what was sent.
+/// Says the kind and code of an error, not its detail: that may quote what was sent, and so may a code that nobody knows.
 pub(super) fn unavailable(error: &RedisError) -> StoreError {
-    let code = error.code().map(|code| format!(" ({code})")).unwrap_or_default();
+    const TOLD: [&str; 7] = ["NOAUTH", "WRONGPASS", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE"];
+    let code = error.code().filter(|code| TOLD.contains(code));
+    let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
     let timeout = if error.is_timeout() { ", no answer in time" } else { "" };
     StoreError::Unavailable(format!("{:?}{code}{timeout}", error.kind()))
 }
