@@ -268,19 +268,27 @@ impl Broker {
     }
 
     /// Renewed tokens in the place of those that upstream no longer honours; none when there are none to be had.
-    pub async fn renew_refused(self: &Arc<Self>, permit: &Permit, demand: &Demand<'_>) -> Option<Permit> {
+    ///
+    /// # Errors
+    /// When they cannot be renewed now: the session is not over for that, whatever upstream says of its token.
+    pub async fn renew_refused(
+        self: &Arc<Self>,
+        permit: &Permit,
+        demand: &Demand<'_>,
+    ) -> Result<Option<Permit>, GatewayError> {
         let now = self.clock.now();
         if permit.is_shared() {
-            let ready = self.renew_shared_guest(permit.tenant(), permit.key()).await.ok()?;
-            return Some(Permit::shared(ready.clone(), ready.half(Scope::Anonymous)?));
+            let ready = self.renew_shared_guest(permit.tenant(), permit.key()).await?;
+            return Ok(ready.half(Scope::Anonymous).map(|half| Permit::shared(ready.clone(), half)));
         }
         match self.renew(permit.key(), permit.scope(), permit.generation(), Ask::Now).await {
             Renewal::Current(ready) => {
-                let newer = ready.half(permit.scope())?.generation != permit.generation();
+                let newer = ready.half(permit.scope()).is_some_and(|half| half.generation != permit.generation());
                 let theirs = !is_anothers(&ready, permit.scope(), permit.signed_in_at());
-                (newer && theirs).then(|| self::permit(&ready, permit.scope(), demand, now).ok()).flatten()
+                Ok((newer && theirs).then(|| self::permit(&ready, permit.scope(), demand, now).ok()).flatten())
             }
-            Renewal::Ended | Renewal::Failed(_) => None,
+            Renewal::Ended => Ok(None),
+            Renewal::Failed(error) => Err(error),
         }
     }
 

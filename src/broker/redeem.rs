@@ -31,7 +31,12 @@ impl Redeem<'_> {
 
     /// Nothing was sent, for somebody else may be at it.
     const fn overtaken(&self, lost: LeaseLost) -> Redeemed {
-        Redeemed { renewal: Err(lost), settled: self.unspent_settles(), outcome: RefreshOutcome::Superseded }
+        Redeemed {
+            renewal: Err(lost),
+            settled: self.unspent_settles(),
+            outcome: RefreshOutcome::Superseded,
+            put_back: None,
+        }
     }
 
     const fn unspent_settles(&self) -> Settled {
@@ -49,23 +54,30 @@ struct Redeemed {
     renewal: Result<Renewal, LeaseLost>,
     settled: Settled,
     outcome: RefreshOutcome,
+    /// The intent that was found, and stands for as little as before.
+    put_back: Option<Intent>,
 }
 
 impl Redeemed {
     const fn known(renewal: Renewal, outcome: RefreshOutcome) -> Self {
-        Self { renewal: Ok(renewal), settled: Settled::Known, outcome }
+        Self { renewal: Ok(renewal), settled: Settled::Known, outcome, put_back: None }
     }
 
     /// The session is over. The store may not know of it yet, and then its record still holds what may be spent: so an
     /// intent stays.
     const fn gone() -> Self {
-        Self { renewal: Ok(Renewal::Ended), settled: Settled::Unknown, outcome: RefreshOutcome::Superseded }
+        Self {
+            renewal: Ok(Renewal::Ended),
+            settled: Settled::Unknown,
+            outcome: RefreshOutcome::Superseded,
+            put_back: None,
+        }
     }
 
     /// Nothing was sent, and what an earlier holder left stays as it is.
     fn untouched(error: impl Into<GatewayError>) -> Self {
         let renewal = Ok(Renewal::Failed(error.into()));
-        Self { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Unavailable }
+        Self { renewal, settled: Settled::Unknown, outcome: RefreshOutcome::Unavailable, put_back: None }
     }
 }
 
@@ -83,8 +95,33 @@ impl Broker {
             never = self.keep_lease(&lease) => match never {},
         };
         self.metrics.refreshes.count(half(lease.scope()), redeemed.outcome);
-        self.give_up(&lease, redeemed.settled).await;
+        match redeemed.put_back {
+            Some(found) => self.put_back_behind(lease, found),
+            None => self.give_up(&lease, redeemed.settled).await,
+        }
         redeemed.renewal
+    }
+
+    /// Puts back the intent that was found, for as long as it takes within reason, and only then gives the lease up:
+    /// whoever comes next would take the token for spent. Nobody waits for it.
+    fn put_back_behind(self: &Arc<Self>, lease: HeldLease, found: Intent) {
+        const ATTEMPTS: u32 = 25;
+        let broker = self.clone();
+        self.go_on(async move {
+            let put_back = async {
+                for attempt in 1..=ATTEMPTS {
+                    if !matches!(broker.declare(&lease, &found).await, Err(Undeclared::Unknown(_))) {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100) * attempt).await;
+                }
+            };
+            tokio::select! {
+                () = put_back => {}
+                never = broker.keep_lease(&lease) => match never {},
+            }
+            broker.give_up(&lease, Settled::Unknown).await;
+        });
     }
 
     async fn redeem_if_due(
@@ -128,11 +165,9 @@ impl Broker {
             Scope::Anonymous => self.redeem_anonymous(&redeem).await,
             Scope::Customer => self.redeem_customer(&redeem, ask).await,
         };
-        if let (Some(found), RefreshOutcome::Unavailable) = (orphan, redeemed.outcome) {
-            // Nothing was spent, so the one recovery is still to come. If this is not heard, it is taken for spent.
-            let _ = self.declare(lease, &found).await;
-        }
-        redeemed
+        // Nothing was spent, so the one recovery is still to come.
+        let put_back = orphan.filter(|_| redeemed.outcome == RefreshOutcome::Unavailable);
+        Redeemed { put_back, ..redeemed }
     }
 
     async fn redeem_anonymous(self: &Arc<Self>, redeem: &Redeem<'_>) -> Redeemed {

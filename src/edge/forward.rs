@@ -113,7 +113,7 @@ impl Gateway {
                 let leave = Repeat::begin(&self.repeats, self.under_way())
                     .ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
                 let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
-                if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await {
+                if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await? {
                     self.upstream.release(line).await;
                     (permit, renewed, repeat) = (fresh, true, Some(leave));
                     continue;

@@ -9,6 +9,9 @@ use emporix_gateway::config::ENVIRONMENT_PREFIX;
 
 use crate::world::{World, canaries, configuration, eventually, free_port, metric, plain_get, scan};
 
+/// Lines of a log that a failed test shows.
+const MOST_SHOWN: usize = 2_000;
+
 /// A gateway in a process of its own, beside the others of a world.
 pub struct ProcessReplica {
     pub public: SocketAddr,
@@ -82,7 +85,9 @@ impl Drop for ProcessReplica {
         let _ = self.process.wait();
         scan("its log", self.logged().as_bytes(), &canaries, &mut leaks);
         if std::thread::panicking() {
-            println!("{}", self.logged());
+            let log = self.logged();
+            let tail = log.lines().count().saturating_sub(MOST_SHOWN);
+            log.lines().skip(tail).for_each(|line| println!("{line}"));
         } else {
             assert!(leaks.is_empty(), "{leaks:#?}");
         }

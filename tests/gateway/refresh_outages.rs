@@ -68,6 +68,27 @@ async fn while_the_token_endpoints_are_down_a_session_is_served_as_long_as_its_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_emporix_calls_expired_and_that_cannot_be_renewed_now_is_no_logout() {
+    let world = World::new().await;
+    let customer = world.customer().await;
+    for (status, expected) in [(503, (503, "identity_unavailable")), (429, (429, "rate_limited"))] {
+        world.simulator.fault(json!({"operation": "refresh", "mode": "status", "status": status})).await;
+        world.simulator.expire("customer_access").await;
+        let answer = me(&world, 0, &customer.tokens.access).await;
+        assert_eq!((answer.status, answer.code().as_str()), expected, "{}", answer.text);
+        assert!(!answer.header("retry-after").is_empty());
+        world.simulator.heal().await;
+        world.clock.advance(Duration::from_secs(10));
+        eventually("it heals", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+    }
+    let guest = async || world.ask("GET /product/acme/products").send().await;
+    assert_eq!(guest().await.status, 200);
+    world.simulator.expire("anonymous_access").await;
+    world.simulator.fault(json!({"operation": "anonymous_login", "mode": "status", "status": 503})).await;
+    assert_eq!(guest().await.code(), "identity_unavailable", "and a guest is told the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_logout_while_the_token_endpoints_are_down_is_a_logout_and_emporix_is_told_later() {
     let world = World::new().await;
     let customer = short_lived(&world).await;

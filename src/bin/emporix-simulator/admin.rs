@@ -30,6 +30,7 @@ pub(crate) fn routes() -> Router<Arc<Simulator>> {
         .route("/_simulator/calls", get(calls).delete(forget_calls))
         .route("/_simulator/requests", get(requests))
         .route("/_simulator/tokens", get(secrets))
+        .route("/_simulator/redeems", get(redeems))
         .route("/_simulator/expire", post(expire))
         .route("/_simulator/faults", post(add_fault).delete(clear_faults))
         .route("/_simulator/events", post(events::deliver))
@@ -55,6 +56,11 @@ async fn requests(State(simulator): Sim) -> Json<Vec<Received>> {
 
 async fn secrets(State(simulator): Sim) -> Json<Vec<String>> {
     Json(simulator.world().tokens.secrets().to_vec())
+}
+
+/// How often each refresh token of a customer was presented, without saying which.
+async fn redeems(State(simulator): Sim) -> Json<Vec<u64>> {
+    Json(simulator.world().redeems.values().copied().collect())
 }
 
 #[derive(Deserialize)]

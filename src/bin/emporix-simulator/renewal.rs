@@ -81,6 +81,7 @@ fn may_refresh(authorizer: RefreshAuthorizer, kind: Kind) -> bool {
 }
 
 fn redeem(world: &mut World, secret: &str, tenant: &str, now: u64) -> Result<Grant, Refusal> {
+    *world.redeems.entry(secret.to_owned()).or_default() += 1;
     let grant = world
         .tokens
         .find(secret, Kind::CustomerRefresh, now)
@@ -109,6 +110,7 @@ mod tests {
 
         assert_eq!(redeem(&mut world, &secret, "acme", 1).ok(), Some(customer()));
         assert!(redeem(&mut world, &secret, "acme", 1).is_err());
+        assert_eq!(world.redeems[&secret], 2, "what is refused is counted too");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) contexts: HashMap<String, Value>,
     /// The opt-in links already followed, by tenant and token.
     pub(crate) spent_optins: HashSet<(String, String)>,
+    /// How often each refresh token of a customer was presented to be redeemed.
+    pub(crate) redeems: HashMap<String, u64>,
     /// How often each operation was called.
     pub(crate) calls: BTreeMap<Operation, u64>,
     /// The latest requests, oldest first.

@@ -101,7 +101,7 @@ impl Asked {
                 Outcome::Passed(broker.authenticate(&demand, Some(&credential)).await)
             }
             Action::Retry => Outcome::Retried(match &self.keeps.permit {
-                Some(permit) => broker.renew_refused(permit, &demand).await,
+                Some(permit) => broker.renew_refused(permit, &demand).await.unwrap_or_default(),
                 None => None,
             }),
             Action::Refresh => Outcome::Granted(broker.refresh(&tenant, &credential, None).await),

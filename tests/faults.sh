@@ -1,0 +1,39 @@
+#!/bin/sh
+# Runs every suite of faults at full size, and ends with one line of what the tests measured.
+# Fails with the first suite that fails, or when a figure was not measured.
+set -eu
+cd "$(dirname "$0")/.."
+
+FAULTS_FIGURES=$PWD/target/faults.figures
+FAULTS_SECONDS=${FAULTS_SECONDS:-120}
+MODEL_CASES=${MODEL_CASES:-5000}
+export FAULTS_FIGURES FAULTS_SECONDS MODEL_CASES
+mkdir -p target
+rm -f "$FAULTS_FIGURES"
+
+suite() {
+    cargo test --test gateway -- "$@"
+}
+
+figure() {
+    sed -n "s/^$1 //p" "$FAULTS_FIGURES" | grep . || {
+        echo "make faults: $1 was not measured" >&2
+        return 1
+    }
+}
+
+# Alone, so that the figures are theirs.
+suite load::
+suite revocation::
+suite model::no_interleaving
+suite redis_deployments::
+suite failure_table:: outages:: redis_faults:: refresh_outages:: replicas::
+
+replicas=$(figure replicas)
+faults=$(figure faults)
+requests=$(figure requests)
+lost=$(figure sessions_lost)
+redeems=$(figure redeems_per_generation)
+p99=$(figure revocation_p99)
+echo "faults: $replicas replicas, $faults faults injected, $requests requests, $lost sessions lost," \
+    "$redeems redeem per refresh token at most, revocation p99 $p99"
