@@ -6,7 +6,8 @@ use std::sync::Arc;
 use http::HeaderValue;
 use serde::Serialize;
 
-use super::refresh::{Ask, Renewal};
+use super::flights::Renewal;
+use super::refresh::Ask;
 use super::{Broker, Credential, Permit};
 use crate::clock::Timestamp;
 use crate::config::routes::{Access, Inject, SaasInjection};

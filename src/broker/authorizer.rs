@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::Broker;
-use super::refresh::{Ask, Renewal};
+use super::flights::Renewal;
+use super::refresh::Ask;
 use crate::clock::Timestamp;
 use crate::config::RefreshAuthorizer;
 use crate::error::GatewayError;

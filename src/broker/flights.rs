@@ -8,9 +8,20 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::sync::watch;
 
-use super::refresh::Renewal;
 use crate::clock::{Clock, Timestamp};
-use crate::session::{Scope, SessionKey};
+use crate::error::GatewayError;
+use crate::session::{ReadySession, Scope, SessionKey};
+
+/// What came of a renewal.
+#[derive(Clone, Debug)]
+pub(super) enum Renewal {
+    /// The session as it now stands; its tokens are current.
+    Current(Arc<ReadySession>),
+    /// The half is over.
+    Ended,
+    /// Nothing is known or changed.
+    Failed(GatewayError),
+}
 
 /// What is being renewed. Different wishes for one half do not share a flight; the lease puts them in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

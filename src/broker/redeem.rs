@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Broker;
+use super::flights::Renewal;
 use super::lease::{HeldLease, LeaseLost, Undeclared};
-use super::refresh::{Ask, Renewal, half};
+use super::refresh::{Ask, half};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::identity::{IdentityError, Issued, Refusal};

@@ -8,7 +8,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::flights::{Flight, Part};
+use super::flights::{Flight, Part, Renewal};
 use super::granted::NewHandles;
 use super::{Broker, Credential, Granted};
 use crate::clock::{Timestamp, jittered};
@@ -28,17 +28,6 @@ pub(super) enum Ask {
     Now,
     /// For this legal entity, or for none.
     LegalEntity(Option<String>),
-}
-
-/// What came of it.
-#[derive(Clone, Debug)]
-pub(super) enum Renewal {
-    /// The session as it now stands; its tokens are current.
-    Current(Arc<ReadySession>),
-    /// The half is over.
-    Ended,
-    /// Nothing is known or changed.
-    Failed(GatewayError),
 }
 
 impl Broker {

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use super::flights::Renewal;
 use super::granted::NewHandles;
-use super::refresh::{Ask, Renewal};
+use super::refresh::Ask;
 use super::{Broker, Credential, Granted};
 use crate::error::GatewayError;
 use crate::session::{Freshness, Handle, Scope, Session, SessionKey, SiteContext, TenantId, Transport};
