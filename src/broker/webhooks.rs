@@ -55,7 +55,7 @@ impl Broker {
             return Ok(WebhookOutcome::Repeated);
         }
         let outcome = self.follow(tenant, webhook, &event.tells).await?;
-        self.store.note(&delivery, &[], webhook.remembers_for(), Standing::Replace).await?;
+        self.store.note(&delivery, &[], webhook.remembers_for(&event.tells), Standing::Replace).await?;
         Ok(outcome)
     }
 

@@ -36,7 +36,12 @@ impl Admin {
     }
 
     async fn answer(&self, http: &mut ServerSession) -> Answer {
+        const MOST_HEAD_BYTES: usize = 32 * 1024;
         let head = http.req_header();
+        let size: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size > MOST_HEAD_BYTES {
+            return Answer::problem(&GatewayError::HeadTooLarge);
+        }
         if head.uri.path().starts_with("/admin/") {
             return match &self.sessions {
                 Some(sessions) => sessions.answer(http).await,

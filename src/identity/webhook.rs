@@ -107,10 +107,15 @@ impl Webhook {
         Self { signing, naming, max_age }
     }
 
-    /// How long a delivery has to be remembered: as long as it could come again and be believed.
+    /// How long a delivery is remembered. One that ends sessions for long: who got hold of it could send it again with
+    /// another time. Any other as long as it could come again by itself, for anybody can cause them.
     #[must_use]
-    pub fn remembers_for(&self) -> Duration {
-        self.max_age * 2 + MOST_AHEAD
+    pub fn remembers_for(&self, tells: &Tells) -> Duration {
+        const ENDS_ONCE_WITHIN: Duration = Duration::from_secs(30 * 86_400);
+        match tells {
+            Tells::Revoked { .. } => ENDS_ONCE_WITHIN,
+            _ => self.max_age * 2 + MOST_AHEAD,
+        }
     }
 
     /// What of an e-mail address may be kept.
@@ -144,8 +149,8 @@ impl Webhook {
         let signature = self.verify(delivery)?;
         let (event_type, payload) = opened(delivery, tenant)?;
         let kind = kind_of(&event_type);
-        let name = self.name_of(&[&signature[..], &published_at.millis().to_be_bytes()].concat());
-        Ok(Event { kind, delivery: name, tells: told(kind, &payload)? })
+        // Not by its time: that is not under the signature.
+        Ok(Event { kind, delivery: self.name_of(&signature), tells: told(kind, &payload)? })
     }
 
     /// Compares in constant time, with what the body's canonical form and the body as it came have to be signed with.

@@ -22,7 +22,8 @@ const TOKEN_VARIABLE: &str = "EMPORIX_GATEWAY__ADMIN__TOKEN";
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
 /// A whole tenant may take this long. The gateway goes on when nobody waits any more.
-const TIMEOUT: Duration = Duration::from_secs(3_600);
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(3_600);
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is done with sessions.
@@ -83,6 +84,9 @@ struct RunningGateway {
     #[arg(long)]
     json: bool,
 }
+
+/// The largest answer that is read: 1,000 sessions are far less.
+const MOST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// A failure: exit code and message.
 type Failure = (u8, String);
@@ -146,32 +150,40 @@ impl Call {
     }
 
     /// Makes the call. An answer of success is shown by `show`, or as it came.
-    fn send(self, body: String, raw: bool, show: impl FnOnce(&Value) -> String) -> Result<String, Failure> {
+    fn send(self, body: String, raw: bool, show: impl FnOnce(&Value) -> Option<String>) -> Result<String, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| (UNAVAILABLE, error.to_string()))?;
         let (status, text) = runtime.block_on(self.exchange(body)).map_err(|error| {
             let kind = if error.is_builder() { FAULTY } else { UNAVAILABLE };
             (kind, format!("the gateway cannot be asked: {}", causes(&error.without_url())))
         })?;
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        match status {
-            200 if raw => Ok(text),
-            200 => Ok(show(&answer)),
-            _ => Err((UNAVAILABLE, refused(status, &answer))),
+        let answer: Value = serde_json::from_slice(&text).unwrap_or_default();
+        if status != 200 {
+            return Err((UNAVAILABLE, refused(status, &answer)));
         }
+        let shown =
+            show(&answer).ok_or_else(|| (UNAVAILABLE, "the answer is none of an admin listener's".to_owned()))?;
+        Ok(if raw { answer.to_string() } else { shown })
     }
 
-    async fn exchange(self, body: String) -> reqwest::Result<(u16, String)> {
+    async fn exchange(self, body: String) -> reqwest::Result<(u16, Vec<u8>)> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
+            .timeout(if self.method == Method::GET { LIST_TIMEOUT } else { REVOKE_TIMEOUT })
             .build()?;
         let request = client.request(self.method, self.url).bearer_auth(self.token.expose());
-        let answer = request.header("content-type", "application/json").body(body).send().await?;
-        let status = answer.status().as_u16();
-        Ok((status, answer.text().await?))
+        let mut answer = request.header("content-type", "application/json").body(body).send().await?;
+        let (status, mut text) = (answer.status().as_u16(), Vec::new());
+        while let Some(piece) = answer.chunk().await? {
+            text.extend_from_slice(&piece);
+            if text.len() > MOST_ANSWER_BYTES {
+                // Cut off, it is no JSON and so no answer.
+                break;
+            }
+        }
+        Ok((status, text))
     }
 }
 
@@ -197,20 +209,26 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
+/// Text of an answer as a terminal may show it: what could move its cursor or turn its lines around is left out.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
+}
+
 fn refused(status: u16, answer: &Value) -> String {
-    let code = answer["code"].as_str().unwrap_or("no problem document");
-    let message = answer["message"].as_str().unwrap_or("Is this an admin listener?");
+    let code = plain(answer["code"].as_str().unwrap_or("no problem document"));
+    let message = plain(answer["message"].as_str().unwrap_or("Is this an admin listener?"));
     format!("the gateway answered {status} ({code}): {message}")
 }
 
-/// One line for each session.
-fn table(answer: &Value) -> String {
+/// One line for each session; nothing when the answer lists none.
+fn table(answer: &Value) -> Option<String> {
+    let sessions = answer["sessions"].as_array()?;
     let mut shown = format!(
         "{:<16}  {:<9}  {:<20}  {:<20}  {:<20}  LEGAL ENTITY",
         "SESSION", "TRANSPORT", "SIGNED IN", "LAST SEEN", "EXPIRES"
     );
-    for session in answer["sessions"].as_array().into_iter().flatten() {
-        let text = |key: &str| session[key].as_str().unwrap_or_default();
+    for session in sessions {
+        let text = |key: &str| plain(session[key].as_str().unwrap_or_default());
         let time = |key: &str| instant(session[key].as_u64().unwrap_or_default());
         let entity = if session["hasLegalEntity"] == true { "yes" } else { "no" };
         // Writing to a text does not fail.
@@ -227,7 +245,7 @@ fn table(answer: &Value) -> String {
     if answer["truncated"] == true {
         shown.push_str("\nThere may be more: only the newest sessions of a customer are remembered.");
     }
-    shown
+    Some(shown)
 }
 
 fn instant(seconds: u64) -> impl std::fmt::Display {
@@ -236,14 +254,36 @@ fn instant(seconds: u64) -> impl std::fmt::Display {
     format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
 }
 
-fn ended(answer: &Value) -> String {
-    let mut shown = format!("ended: {}", answer["ended"]);
-    if answer["tokensLeftToExpire"] != 0 {
-        let _ = write!(
-            shown,
-            "\ntokens that Emporix was not told of and that expire by themselves: {}",
-            answer["tokensLeftToExpire"]
-        );
+/// How many ended; nothing when the answer does not say.
+fn ended(answer: &Value) -> Option<String> {
+    let (ended, left) = (answer["ended"].as_u64()?, answer["tokensLeftToExpire"].as_u64()?);
+    let mut shown = format!("ended: {ended}");
+    if left > 0 {
+        let _ = write!(shown, "\ntokens that Emporix was not told of and that expire by themselves: {left}");
     }
-    shown
+    Some(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_of_somebody_else_is_none() {
+        for answer in [Value::Null, json!({}), json!({"sessions": "x"}), json!({"ended": "many"}), json!([])] {
+            assert_eq!((table(&answer), ended(&answer)), (None, None), "{answer}");
+        }
+        assert_eq!(ended(&json!({"ended": 2, "tokensLeftToExpire": 0})).as_deref(), Some("ended: 2"));
+    }
+
+    #[test]
+    fn no_answer_commands_the_terminal() {
+        let hostile = "\u{1b}[31mEVIL\u{1b}]0;pwn\u{7}\u{9b}31m\u{202e}\nFORGED";
+        let listed = table(&json!({"sessions": [{"session": hostile, "transport": hostile}]})).unwrap();
+        let said = refused(401, &json!({"code": hostile, "message": hostile}));
+        assert!(listed.lines().count() == 2 && said.lines().count() == 1);
+        assert!(listed.chars().chain(said.chars()).all(|c| c == '\n' || c == ' ' || c.is_ascii_graphic()));
+    }
 }

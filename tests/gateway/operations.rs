@@ -191,3 +191,10 @@ async fn sigterm_ends_the_program_with_success() {
     log.read_to_string(&mut rest).unwrap();
     assert!(rest.contains(r#""message":"draining""#), "{rest}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_listener_takes_no_head_without_end() {
+    let world = World::new().await;
+    let answer = world.ask_admin(0, "GET /livez").header("x-long", &"x".repeat(100_000)).send().await;
+    assert_eq!((answer.status, answer.code().as_str()), (431, "head_too_large"));
+}

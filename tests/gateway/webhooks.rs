@@ -250,6 +250,23 @@ async fn a_delivery_that_comes_again_does_nothing_on_any_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_delivery_ends_nothing_again_whatever_time_and_form_it_is_given() {
+    let world = builder().redis().replicas(2).start().await;
+    let first = world.signed_in("john.doe@example.com").await;
+    let stolen = world.event("customer.updated", &json!({"customerNumber": JOHN, "active": false}));
+    assert_eq!(world.deliver(0, &stolen).await.status, 204);
+    world.ends(&first).await;
+    world.clock.advance(Duration::from_secs(3_600));
+    let again = world.signed_in("john.doe@example.com").await;
+    let compact = serde_json::from_str::<Value>(&stolen.body).unwrap().to_string();
+    for body in [stolen.body.clone(), compact, format!(" {}", stolen.body)] {
+        let replayed = Delivery { body, published: world.time(0), ..stolen.clone() };
+        assert_eq!(world.deliver(1, &replayed).await.status, 204);
+        world.lives(&again, JOHN).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_event_is_refused_and_what_is_none_of_ours_ignored() {
     let world = builder().start().await;
     let john = world.signed_in("john.doe@example.com").await;
