@@ -74,3 +74,17 @@ async fn a_handle_and_the_access_token_parameter_of_one_session_agree() {
     let line = format!("GET /customer/acme/logout?accessToken={}", john.tokens.access);
     assert_eq!(world.ask(&line).bearer(&john.tokens.access).send().await.status, 204);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_emporix_asks_for_is_no_attempt_at_telling_it() {
+    let world = World::builder().set("IDENTITY__REVOKE_ATTEMPTS", "1").start().await;
+    let limited =
+        json!({"operation": "logout", "mode": "status", "status": 429, "headers": {"retry-after": "1"}, "times": 1});
+    world.simulator.fault(limited).await;
+    for _ in 0..2 {
+        let customer = world.customer().await;
+        let line = format!("GET /customer/acme/logout?accessToken={}", customer.tokens.access);
+        assert_eq!(world.ask(&line).bearer(&customer.tokens.access).send().await.status, 204);
+    }
+    eventually("both are told in the end", async || world.simulator.calls("logout").await == 3).await;
+}

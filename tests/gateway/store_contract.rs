@@ -15,8 +15,8 @@ use emporix_gateway::store::memory::MemoryStore;
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
-    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, NoteKind, NoteName, Owner, Saved, SessionStore,
-    Settled, Standing, StoreError,
+    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, MOST_PER_CUSTOMER, NoteKind, NoteName, Owner,
+    Saved, SessionStore, Settled, Standing, StoreError,
 };
 use emporix_gateway::telemetry::Metrics;
 
@@ -255,6 +255,26 @@ async fn a_customer_has_sessions(store: &dyn SessionStore) {
     assert_eq!(store.customer(&CustomerName::of(TenantId::parse("globex").unwrap(), "1")).await.unwrap().keys, []);
 }
 
+async fn the_index_says_which_session_it_has_no_room_for(store: &dyn SessionStore) {
+    let john = customer(5);
+    let first = SessionKey::random().unwrap();
+    assert_eq!(store.index(&john, &first, HOUR).await, Ok(Vec::new()));
+    for _ in 1..MOST_PER_CUSTOMER {
+        assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(Vec::new()));
+    }
+    assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(vec![first]));
+    assert_eq!(store.customer(&john).await.unwrap().keys.len(), MOST_PER_CUSTOMER);
+}
+
+async fn what_is_asked_twice_is_done_once(store: &dyn SessionStore) {
+    let lease = LeaseName { key: SessionKey::random().unwrap(), scope: Scope::Customer };
+    let owner = [7; 16];
+    for _ in 0..2 {
+        assert_eq!(store.acquire(&lease, &owner, HOUR).await, Ok(Lead::Ours(None)), "it is its owner's");
+    }
+    assert_eq!(store.acquire(&lease, &[8; 16], HOUR).await, Ok(Lead::Elsewhere));
+}
+
 async fn a_customers_session_leaves_the_index_with_its_life(store: &dyn SessionStore) {
     let john = customer(3);
     let [short, long] = [(); 2].map(|()| SessionKey::random().unwrap());
@@ -349,6 +369,8 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     an_alias_names_one_session_or_none_for_good(store).await;
     an_alias_may_keep_its_first_session(store).await;
     a_customer_has_sessions(store).await;
+    the_index_says_which_session_it_has_no_room_for(store).await;
+    what_is_asked_twice_is_done_once(store).await;
     a_customers_session_leaves_the_index_with_its_life(store).await;
     an_epoch_is_never_lowered(store).await;
     a_walk_comes_by_every_session_that_is_there(store).await;
