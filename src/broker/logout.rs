@@ -91,7 +91,24 @@ impl Broker {
         revoked: &mut Revoked,
     ) -> Result<(), StoreError> {
         self.store.raise_epoch(customer, epoch, self.store.limits().absolute).await?;
-        self.end_sessions_of(customer, except, epoch, event, revoked).await
+        let mut fault = None;
+        for key in self.store.customer(customer).await?.keys {
+            if Some(key) == except {
+                continue;
+            }
+            // One that an earlier attempt could not end everywhere is refused here, and still has to end.
+            let ended = match self.store.load_refused(&key).await {
+                Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
+                    self.end_found(&key, Some(session), event, revoked).await
+                }
+                Ok(_) => Ok(()),
+                // It stands in this customer's index, and opens for nobody.
+                Err(StoreError::Unreadable(_)) => self.end_found(&key, None, event, revoked).await,
+                Err(error) => Err(error),
+            };
+            fault = fault.or_else(|| ended.err());
+        }
+        fault.map_or(Ok(()), Err)
     }
 
     async fn customer_session(
@@ -125,34 +142,6 @@ impl Broker {
         }
         tracing::info!(session = %self.label(&ready.key), tenant = %ready.tenant, "logged out");
         Ok(())
-    }
-
-    async fn end_sessions_of(
-        self: &Arc<Self>,
-        customer: &CustomerName,
-        except: Option<SessionKey>,
-        epoch: Timestamp,
-        event: SessionEvent,
-        revoked: &mut Revoked,
-    ) -> Result<(), StoreError> {
-        let mut fault = None;
-        for key in self.store.customer(customer).await?.keys {
-            if Some(key) == except {
-                continue;
-            }
-            // One that an earlier attempt could not end everywhere is refused here, and still has to end.
-            let ended = match self.store.load_refused(&key).await {
-                Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
-                    self.end_found(&key, Some(session), event, revoked).await
-                }
-                Ok(_) => Ok(()),
-                // It stands in this customer's index, and opens for nobody.
-                Err(StoreError::Unreadable(_)) => self.end_found(&key, None, event, revoked).await,
-                Err(error) => Err(error),
-            };
-            fault = fault.or_else(|| ended.err());
-        }
-        fault.map_or(Ok(()), Err)
     }
 
     /// Ends a session that was found in the store. Where the store cannot be told it is refused here, and told later.

@@ -10,8 +10,17 @@ use crate::clock::Timestamp;
 use crate::session::{Scope, SessionKey};
 use crate::store::{Alias, CustomerName, Intent, LeaseName, NoteName};
 
+/// What the names of all records look like, as `SCAN` matches them.
+pub(super) const ANY_SESSION: &str = "eg:{*}:session";
+
 pub(super) fn session_key(key: &SessionKey) -> String {
     format!("eg:{{{}}}:session", key.to_text())
+}
+
+/// The session of the record of this name: [`session_key`] read backwards.
+pub(super) fn session_in(name: &[u8]) -> Option<SessionKey> {
+    let name = std::str::from_utf8(name).ok()?;
+    SessionKey::parse(name.strip_prefix("eg:{")?.strip_suffix("}:session")?)
 }
 
 pub(super) fn tombstone_key(key: &SessionKey) -> String {

@@ -8,13 +8,9 @@ use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, V
 
 use super::deployment::Line;
 use super::keeper::Numbered;
-use crate::session::SessionKey;
+use super::names::{ANY_SESSION, session_in};
 use crate::store::seal::{HEAD_LENGTH, tenant_of};
 use crate::store::{Cursor, Page, Walked};
-
-/// What stands around the key in the name of a session's record.
-const PREFIX: &str = "eg:{";
-const SUFFIX: &str = "}:session";
 
 /// Keys that the server looks at in one step, more or less.
 const KEYS_PER_STEP: u32 = 500;
@@ -30,7 +26,7 @@ pub(super) async fn step(used: &mut Numbered, from: Cursor) -> Result<Page, Redi
     };
     let (line, route) = (&mut used.line, primary.route());
     let mut scan = redis::cmd("SCAN");
-    scan.arg(from.position).arg("MATCH").arg(format!("{PREFIX}*{SUFFIX}")).arg("COUNT").arg(KEYS_PER_STEP);
+    scan.arg(from.position).arg("MATCH").arg(ANY_SESSION).arg("COUNT").arg(KEYS_PER_STEP);
     let (position, names): (u64, Vec<Vec<u8>>) = ask(line, route, scan).await?;
     let next = match position {
         0 if usize::from(from.server) + 1 == primaries.len() => None,
@@ -46,7 +42,7 @@ pub(super) async fn step(used: &mut Numbered, from: Cursor) -> Result<Page, Redi
     let walked = names
         .iter()
         .zip(&heads)
-        .filter_map(|(name, head)| Some(Walked { key: key_in(name)?, tenant: tenant_of(head)? }));
+        .filter_map(|(name, head)| Some(Walked { key: session_in(name)?, tenant: tenant_of(head)? }));
     Ok(Page { sessions: walked.collect(), next })
 }
 
@@ -108,9 +104,4 @@ async fn ask_all<T: FromRedisValue>(
         }
         (line, _) => commands.query_async(line).await,
     }
-}
-
-fn key_in(name: &[u8]) -> Option<SessionKey> {
-    let name = std::str::from_utf8(name).ok()?;
-    SessionKey::parse(name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?)
 }
