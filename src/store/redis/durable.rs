@@ -241,6 +241,7 @@ mod tests {
         assert_eq!(fewest_replicas(&told(2)), Some(2));
         assert_eq!(fewest_replicas(&Value::Map(vec![named(2), named(0)])), Some(0));
         assert_eq!(fewest_replicas(&Value::Map(vec![named(2), named(1)])), Some(1));
+        assert_eq!(fewest_replicas(&Value::Array(vec![told(0), told(1)])), Some(0));
         assert_eq!(fewest_replicas(&Value::Nil), None);
     }
 }
