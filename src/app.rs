@@ -94,7 +94,7 @@ impl App {
         runtime.spawn(async move { broker.listen().await });
         runtime.spawn({
             let gateway = gateway.clone();
-            async move { gateway.keep_resolved().await }
+            async move { gateway.tend().await }
         });
         Ok(Self {
             gateway,
@@ -206,15 +206,12 @@ fn broker(
 ) -> Result<Arc<Broker>, StartError> {
     let client = emporix::client(config.identity.timeout)
         .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))?;
-    let client_ids = config.tenants.iter().map(|(id, tenant)| (id.clone(), tenant.client_id.clone())).collect();
+    let client_ids = config.tenants.iter().map(|(id, tenant)| (*id, tenant.client_id.clone())).collect();
     let (timeout, base_url) = (config.identity.timeout, &config.upstream.base_url);
     let identity = Emporix::new(client.clone(), timeout, base_url, client_ids, clock.clone(), metrics.clone())
         .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
-    let tenants: HashMap<TenantId, Tenant> = config
-        .tenants
-        .iter()
-        .map(|(id, section)| (id.clone(), tenant(id.clone(), section, client.clone(), clock.clone())))
-        .collect();
+    let tenants: HashMap<TenantId, Tenant> =
+        config.tenants.iter().map(|(id, section)| (*id, tenant(*id, section, client.clone(), clock.clone()))).collect();
     let limits = LifeLimits {
         visitor_idle: config.session.visitor_idle,
         customer_idle: config.session.customer_idle,

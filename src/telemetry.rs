@@ -1,15 +1,15 @@
 //! What the gateway tells its operators: metrics, declared in one table, and log lines.
 //! Every label is an enum, so the number of series is known when the program is compiled.
 
-use std::io;
-use std::marker::PhantomData;
-use std::time::Duration;
+mod tally;
 
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use std::io;
+
+use prometheus::{Encoder, IntGauge, Opts, Registry, TextEncoder};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+pub use tally::{Census, CounterGrid, Counters, Timers};
 
 use crate::config::{LogFormat, LogLevel, LogSection};
 
@@ -126,57 +126,6 @@ impl EmporixCall {
     #[must_use]
     pub const fn signs_in(self) -> bool {
         matches!(self, Self::Login | Self::SocialLogin | Self::Exchange | Self::OptIn)
-    }
-}
-
-/// One counter for each value of a label.
-pub struct Counters<A>(Vec<IntCounter>, PhantomData<A>);
-
-impl<A: Label> Counters<A> {
-    fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
-        let family = IntCounterVec::new(Opts::new(name, help), &[label])?;
-        registry.register(Box::new(family.clone()))?;
-        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
-    }
-
-    /// Counts one.
-    pub fn count(&self, value: A) {
-        self.0[value.index()].inc();
-    }
-}
-
-/// One counter for each pair of values of two labels.
-pub struct CounterGrid<A, B>(Vec<IntCounter>, PhantomData<(A, B)>);
-
-impl<A: Label, B: Label> CounterGrid<A, B> {
-    fn register(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> prometheus::Result<Self> {
-        let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
-        registry.register(Box::new(family.clone()))?;
-        let pairs = A::ALL.iter().flat_map(|first| B::ALL.iter().map(move |second| (first, second)));
-        let counters = pairs.map(|(first, second)| family.with_label_values(&[first.text(), second.text()]));
-        Ok(Self(counters.collect(), PhantomData))
-    }
-
-    /// Counts one.
-    pub fn count(&self, first: A, second: B) {
-        self.0[first.index() * B::ALL.len() + second.index()].inc();
-    }
-}
-
-/// One histogram of seconds for each value of a label.
-pub struct Timers<A>(Vec<Histogram>, PhantomData<A>);
-
-impl<A: Label> Timers<A> {
-    fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
-        const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
-        let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), &[label])?;
-        registry.register(Box::new(family.clone()))?;
-        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
-    }
-
-    /// Records one duration.
-    pub fn record(&self, value: A, elapsed: Duration) {
-        self.0[value.index()].observe(elapsed.as_secs_f64());
     }
 }
 

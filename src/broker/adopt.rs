@@ -47,7 +47,7 @@ impl Broker {
         if self.known_tenant(tenant)?.adopt_until.is_none_or(|until| now >= until) {
             return Err(GatewayError::SessionEnded);
         }
-        let alias = Alias::of(tenant.clone(), token.expose().as_bytes());
+        let alias = Alias::of(*tenant, token.expose().as_bytes());
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
             None => self.adopted(tenant, token, &alias, now).await?,
@@ -105,7 +105,7 @@ impl Broker {
         };
         let access_expires_at = now.after(Duration::from_secs(known.expires_in));
         let limits = self.store.limits();
-        let mut session = Session::new(SessionKey::random()?, tenant.clone(), Transport::Handle, now, limits);
+        let mut session = Session::new(SessionKey::random()?, *tenant, Transport::Handle, now, limits);
         session.upgrade(
             CustomerHalf {
                 tokens: TokenSet {
@@ -124,7 +124,7 @@ impl Broker {
             now,
             limits,
         );
-        let customer = CustomerName::of(tenant.clone(), &known.customer_id);
+        let customer = CustomerName::of(*tenant, &known.customer_id);
         self.store.index(&customer, &session.key, limits.absolute).await?;
         self.store.create(&session).await?;
         self.honour_epoch(&customer, &session, now).await?;

@@ -1,5 +1,6 @@
 //! From a credential to a permit.
-//! The hot path: a fresh session in the hot cache is a hash, a compare and two reference counts.
+//! The hot path: a fresh session in the hot cache is a hash, a compare and two reference counts. What waits for anything
+//! is boxed, so that this path does not carry the room for it.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 use super::flights::Renewal;
 use super::refresh::Ask;
-use super::{Broker, Credential, Permit};
+use super::{Broker, Credential, Permit, Tenant};
 use crate::clock::Timestamp;
 use crate::config::routes::{Access, Inject, SaasInjection};
 use crate::error::GatewayError;
@@ -90,7 +91,7 @@ impl Broker {
     ) -> Result<Permit, GatewayError> {
         let result = match credential {
             Some(credential) => self.with_credential(demand, credential).await,
-            None => self.without_credential(demand).await,
+            None => Box::pin(self.without_credential(demand)).await,
         };
         self.metrics.auth.count(match &result {
             Ok(permit) if permit.is_shared() => Decision::SharedGuest,
@@ -123,13 +124,13 @@ impl Broker {
                 Freshness::Dead if asked_store => return Err(GatewayError::SessionEnded),
                 Freshness::Dead => {
                     // The hot cache may not have heard of new tokens elsewhere: only the store can say that a half is over.
-                    self.store.reload(&opened.ready.key).await?.ok_or(GatewayError::SessionGone)?;
+                    Box::pin(self.store.reload(&opened.ready.key)).await?.ok_or(GatewayError::SessionGone)?;
                     opened = self.open(demand.tenant, credential, now).await?;
                     asked_store = true;
                     continue;
                 }
                 Freshness::Expired => {
-                    let renewed = self.renew_half(&opened.ready, scope).await?;
+                    let renewed = Box::pin(self.renew_half(&opened.ready, scope)).await?;
                     now = self.clock.now();
                     match renewed {
                         Some(renewed) => opened.ready = renewed,
@@ -170,7 +171,7 @@ impl Broker {
             Credential::Handle(handle, others) => {
                 let opened = self.open_handle(handle, now).await?;
                 for other in others {
-                    self.judge(&opened.ready, other, now)?;
+                    self.judge(&opened.ready, other.kind, opened.ready.verify(other, now))?;
                 }
                 Opened { named: Some(opened.scope), ..opened }
             }
@@ -182,7 +183,7 @@ impl Broker {
                 Opened { named: *named, ..opened }
             }
             Credential::Jwt(token) => self.open_jwt(named_tenant()?, token, now).await?,
-            Credential::Foreign(token) => self.open_foreign(named_tenant()?, token, now).await?,
+            Credential::Foreign(token) => Box::pin(self.open_foreign(named_tenant()?, token, now)).await?,
         };
         if tenant.is_none_or(|tenant| opened.ready.tenant == *tenant) {
             Ok(opened)
@@ -193,20 +194,27 @@ impl Broker {
 
     async fn open_handle(self: &Arc<Self>, handle: &Handle, now: Timestamp) -> Result<Opened, GatewayError> {
         let mut ready = self.find(&handle.key, now).await?;
-        if ready.verify(handle, now) == Verified::Unknown {
+        let mut verified = ready.verify(handle, now);
+        if verified == Verified::Unknown {
             // The hot cache may not have heard of a login elsewhere: only the store can say that a handle is nothing.
-            ready = self.store.reload(&handle.key).await?.ok_or(GatewayError::SessionGone)?;
+            ready = Box::pin(self.store.reload(&handle.key)).await?.ok_or(GatewayError::SessionGone)?;
+            verified = ready.verify(handle, now);
         }
-        let scope = self.judge(&ready, handle, now)?;
+        let scope = self.judge(&ready, handle.kind, verified)?;
         Ok(Opened { ready, scope, named: None })
     }
 
     /// The scope of a handle of `ready`; a handle of the other transport opens nothing.
-    fn judge(self: &Arc<Self>, ready: &ReadySession, handle: &Handle, now: Timestamp) -> Result<Scope, GatewayError> {
-        if (ready.transport == Transport::Cookie) != (handle.kind == HandleKind::Cookie) {
+    fn judge(
+        self: &Arc<Self>,
+        ready: &ReadySession,
+        kind: HandleKind,
+        verified: Verified,
+    ) -> Result<Scope, GatewayError> {
+        if (ready.transport == Transport::Cookie) != (kind == HandleKind::Cookie) {
             return Err(GatewayError::SessionEnded);
         }
-        match ready.verify(handle, now) {
+        match verified {
             Verified::Valid(scope) => Ok(scope),
             Verified::Replaced(HandleKind::CustomerRefresh) => {
                 self.note_reuse(ready);
@@ -223,26 +231,36 @@ impl Broker {
         if !known.accept_jwt {
             return Err(GatewayError::SessionEnded);
         }
-        let alias = Alias::of(tenant.clone(), token.expose().as_bytes());
-        let hash = SecretHash::of(token.expose().as_bytes());
+        let alias = Alias::of(*tenant, token.expose().as_bytes());
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
             None => {
-                let claims = match known.saas.verify(token).await {
-                    Ok(claims) => claims,
-                    Err(crate::identity::keys::Unverified::Bad(_)) => return Err(GatewayError::SessionEnded),
-                    Err(error) => return Err(error.into()),
-                };
-                let key = self.store.resolve(&alias).await?.ok_or(GatewayError::SessionEnded)?;
-                self.store.remember_verdict(alias, key, claims.expires_at);
+                let (key, holds_until) = Box::pin(self.verdict(known, &alias, token)).await?;
+                self.store.remember_verdict(alias.clone(), key, holds_until);
                 key
             }
         };
         let ready = self.find(&key, now).await?;
-        if !ready.holds_saas_token(&hash) {
+        if !ready.holds_saas_token(&SecretHash::from(alias.hash)) {
             return Err(GatewayError::SessionEnded);
         }
         Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })
+    }
+
+    /// The session of a JWT that its tenant's key signed, and until when that holds.
+    async fn verdict(
+        &self,
+        tenant: &Tenant,
+        alias: &Alias,
+        token: &Token,
+    ) -> Result<(SessionKey, Timestamp), GatewayError> {
+        let claims = match tenant.saas.verify(token).await {
+            Ok(claims) => claims,
+            Err(crate::identity::keys::Unverified::Bad(_)) => return Err(GatewayError::SessionEnded),
+            Err(error) => return Err(error.into()),
+        };
+        let key = self.store.resolve(alias).await?.ok_or(GatewayError::SessionEnded)?;
+        Ok((key, claims.expires_at))
     }
 
     /// The session, or that it is over.
@@ -250,7 +268,7 @@ impl Broker {
         if let Some(ready) = self.store.get(key, now) {
             return Ok(ready);
         }
-        self.store.load(key).await?.ok_or(GatewayError::SessionGone)
+        Box::pin(self.store.load(key)).await?.ok_or(GatewayError::SessionGone)
     }
 
     /// Waits for renewed tokens; none when the half has ended.

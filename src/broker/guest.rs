@@ -101,8 +101,7 @@ impl Broker {
 
     async fn mint_guest(&self, tenant: &TenantId, guest: &GuestToken) -> Result<Arc<ReadySession>, GatewayError> {
         let (site, now) = (self.known_tenant(tenant)?.site.clone(), self.clock.now());
-        let mut session =
-            Session::new(SessionKey::random()?, tenant.clone(), Transport::Handle, now, self.store.limits());
+        let mut session = Session::new(SessionKey::random()?, *tenant, Transport::Handle, now, self.store.limits());
         session.set_anonymous(self.mint_half(&session, site).await?);
         let ready = self.ready_of(&session);
         guest.current.store(Some(ready.clone()));

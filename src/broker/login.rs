@@ -69,7 +69,7 @@ impl Broker {
         match self.keep(known, visitor, grant.email(), issued, options).await {
             Err(error) => {
                 // What cannot be kept here must not live on at Emporix.
-                self.revoke_behind(tenant.clone(), access);
+                self.revoke_behind(*tenant, access);
                 Err(error)
             }
             kept => kept,
@@ -144,7 +144,7 @@ impl Broker {
     ) -> Result<Granted, GatewayError> {
         let now = half.signed_in_at;
         let limits = *self.store.limits();
-        let customer = CustomerName::of(visitor.tenant.clone(), &half.customer_id);
+        let customer = CustomerName::of(visitor.tenant, &half.customer_id);
         for displaced in self.store.index(&customer, &visitor.key, limits.absolute).await? {
             // What the index does not remember could not be ended with the others.
             self.end_behind(displaced);
@@ -177,7 +177,7 @@ impl Broker {
             }
         };
         if let Some(replaced) = replaced {
-            self.revoke_behind(session.tenant.clone(), replaced);
+            self.revoke_behind(session.tenant, replaced);
         }
         if let Err(error) = self.honour_epoch(&customer, &session, now).await {
             self.undo(&session.key, now).await;
@@ -239,7 +239,7 @@ impl Broker {
 
     async fn link_jwt(&self, session: &Session, saas: &Token, life: Duration) -> Result<(), GatewayError> {
         if self.known_tenant(&session.tenant)?.accept_jwt {
-            let alias = Alias::of(session.tenant.clone(), saas.expose().as_bytes());
+            let alias = Alias::of(session.tenant, saas.expose().as_bytes());
             self.store.link(&alias, &session.key, Collision::Disable, life).await?;
         }
         Ok(())

@@ -47,7 +47,7 @@ impl Broker {
     /// Ends the customer's other sessions, after a change of password.
     pub fn end_others_behind(self: &Arc<Self>, permit: &Permit) {
         if let Some(customer_id) = permit.customer_id() {
-            let customer = CustomerName::of(permit.tenant().clone(), customer_id);
+            let customer = CustomerName::of(*permit.tenant(), customer_id);
             self.revoke_all_behind(customer, Some(*permit.key()), self.clock.now());
         }
     }
@@ -133,7 +133,7 @@ impl Broker {
             Err(_) => bearer_token(ready),
         };
         if let Some(access) = access {
-            self.revoke_behind(ready.tenant.clone(), access);
+            self.revoke_behind(ready.tenant, access);
         }
         if let Err(error) = removed {
             tracing::warn!(session = %self.label(&ready.key), %error, "a logout waits for the session store");
@@ -156,7 +156,7 @@ impl Broker {
         self.announce_end(*key);
         if let Some(session) = &found
             && let Some(access) = customer_token(session)
-            && !self.revoke_behind(session.tenant.clone(), access)
+            && !self.revoke_behind(session.tenant, access)
         {
             revoked.tokens_left_to_expire += 1;
         }
@@ -200,7 +200,7 @@ impl Broker {
 fn customer_of(ready: &ReadySession) -> Result<CustomerName, GatewayError> {
     let half = ready.half(Scope::Customer).ok_or(GatewayError::CustomerRequired)?;
     let id = half.customer_id.as_deref().ok_or(GatewayError::CustomerRequired)?;
-    Ok(CustomerName::of(ready.tenant.clone(), id))
+    Ok(CustomerName::of(ready.tenant, id))
 }
 
 fn customer_token(session: &Session) -> Option<Token> {

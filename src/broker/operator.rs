@@ -76,7 +76,7 @@ impl Broker {
     /// When the tenant is unknown or the store cannot tell.
     pub async fn sessions_of(&self, tenant: &TenantId, customer_id: &str) -> Result<CustomerListing, GatewayError> {
         self.known_tenant(tenant)?;
-        let customer = CustomerName::of(tenant.clone(), customer_id);
+        let customer = CustomerName::of(*tenant, customer_id);
         let keys = self.store.customer(&customer).await?.keys;
         let truncated = keys.len() >= MOST_PER_CUSTOMER;
         let mut sessions = Vec::new();
@@ -120,7 +120,7 @@ impl Broker {
         let mut revoked = Revoked::default();
         let result = match asked {
             Revocation::Customer(tenant, id) => {
-                let customer = CustomerName::of(tenant.clone(), id);
+                let customer = CustomerName::of(*tenant, id);
                 self.revoke_all(&customer, None, self.clock.now(), SessionEvent::RevokedByOperator, &mut revoked).await
             }
             Revocation::Session(tenant, label) => self.end_labelled(tenant.as_ref(), *label, &mut revoked).await,

@@ -277,7 +277,7 @@ impl Broker {
         let (redeemed, scope) = (redeem.session, redeem.lease.scope());
         let signed_out = overtaken.is_none_or(|session| session.signed_in_at() != redeemed.signed_in_at());
         if scope == Scope::Customer && signed_out {
-            self.revoke_behind(redeemed.tenant.clone(), issued.tokens.access);
+            self.revoke_behind(redeemed.tenant, issued.tokens.access);
         }
         match overtaken {
             Some(session) => Redeemed::known(self.standing(session, scope), RefreshOutcome::Superseded),

@@ -98,7 +98,7 @@ impl Broker {
     ) -> Result<Session, GatewayError> {
         self.store.ping().await?;
         let now = self.clock.now();
-        let mut session = Session::new(SessionKey::random()?, tenant.clone(), transport, now, self.store.limits());
+        let mut session = Session::new(SessionKey::random()?, *tenant, transport, now, self.store.limits());
         session.set_anonymous(self.mint_half(&session, site).await?);
         self.metrics.sessions.count(SessionEvent::VisitorBorn);
         Ok(session)

@@ -50,7 +50,7 @@ impl Broker {
         if matches!(event.tells, Tells::Nothing) {
             return Ok(WebhookOutcome::Ignored);
         }
-        let delivery = NoteName { tenant: tenant.clone(), kind: NoteKind::Delivery, hash: event.delivery };
+        let delivery = NoteName { tenant: *tenant, kind: NoteKind::Delivery, hash: event.delivery };
         if self.store.noted(&delivery).await?.is_some() {
             return Ok(WebhookOutcome::Repeated);
         }
@@ -69,19 +69,19 @@ impl Broker {
         match tells {
             Tells::Nothing => Ok(WebhookOutcome::Ignored),
             Tells::Revoked { customer_id } => {
-                let customer = CustomerName::of(tenant.clone(), customer_id);
+                let customer = CustomerName::of(*tenant, customer_id);
                 self.revoke_all_elsewhere(&customer, None, self.clock.now()).await?;
                 Ok(WebhookOutcome::Revoked)
             }
             Tells::Address { customer_id, email } => {
-                let customer = CustomerName::of(tenant.clone(), customer_id);
+                let customer = CustomerName::of(*tenant, customer_id);
                 // A profile may name any address: what a sign-in has proven stands.
                 self.note_address(webhook, email, &customer, Standing::Keep).await?;
                 Ok(WebhookOutcome::Noted)
             }
             Tells::Mailed { token, to } => {
                 let customer = match to {
-                    Addressee::Customer(customer_id) => Some(CustomerName::of(tenant.clone(), customer_id)),
+                    Addressee::Customer(customer_id) => Some(CustomerName::of(*tenant, customer_id)),
                     Addressee::Email(email) => self.customer_noted(&address_note(tenant, webhook, email)).await?,
                 };
                 let Some(customer) = customer else { return Ok(WebhookOutcome::Ignored) };
@@ -100,7 +100,7 @@ impl Broker {
         customer_id: &str,
     ) -> Result<(), GatewayError> {
         let Some(webhook) = &tenant.webhook else { return Ok(()) };
-        let customer = CustomerName::of(tenant.id.clone(), customer_id);
+        let customer = CustomerName::of(tenant.id, customer_id);
         self.note_address(webhook, email, &customer, Standing::Replace).await
     }
 
@@ -145,7 +145,7 @@ impl Broker {
     async fn customer_noted(&self, note: &NoteName) -> Result<Option<CustomerName>, GatewayError> {
         let noted = self.store.noted(note).await?;
         let hash: Option<[u8; 16]> = noted.and_then(|hash| hash.try_into().ok());
-        Ok(hash.map(|hash| CustomerName::of_hash(note.tenant.clone(), hash)))
+        Ok(hash.map(|hash| CustomerName::of_hash(note.tenant, hash)))
     }
 
     fn webhook_of(&self, tenant: &TenantId) -> Result<&Webhook, GatewayError> {
@@ -154,9 +154,9 @@ impl Broker {
 }
 
 fn address_note(tenant: &TenantId, webhook: &Webhook, email: &str) -> NoteName {
-    NoteName { tenant: tenant.clone(), kind: NoteKind::Email, hash: webhook.name_of_email(email) }
+    NoteName { tenant: *tenant, kind: NoteKind::Email, hash: webhook.name_of_email(email) }
 }
 
 fn mail_token_note(tenant: &TenantId, webhook: &Webhook, token: &str) -> NoteName {
-    NoteName { tenant: tenant.clone(), kind: NoteKind::MailToken, hash: webhook.name_of_token(token) }
+    NoteName { tenant: *tenant, kind: NoteKind::MailToken, hash: webhook.name_of_token(token) }
 }

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{HeaderValue, SET_COOKIE};
+use http::header::SET_COOKIE;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
@@ -26,7 +26,7 @@ impl Gateway {
         http: &mut ServerSession,
         route: &ApiRoute,
         target: &Target<'_>,
-        visit: &mut Visit,
+        visit: &mut Visit<'_>,
     ) -> Result<Ended, GatewayError> {
         if target.carries_credential(&[]) {
             return Err(GatewayError::BadTarget("it carries a credential"));
@@ -43,19 +43,19 @@ impl Gateway {
             may_set_cookie: false,
             changes_state: !safe || headers::asks_for_websocket(head),
         };
-        proof::demand(&head.headers, self.origins(visit.tenant.as_ref()), exposure)?;
+        proof::demand(&head.headers, visit.origins(), exposure)?;
         let came_with_cookie = presented.cookie;
         let mut credential = Self::noted(visit, presented);
         if credential.is_none() && !came_with_cookie && self.creates_visitor(route, head, visit)? {
             self.limits.visitor(address)?;
-            let tenant = visit.tenant.as_ref().ok_or(GatewayError::UnknownTenant)?;
-            let cookie = self.broker.visitor_on_demand(tenant).await?;
+            let tenant = visit.tenant_id().ok_or(GatewayError::UnknownTenant)?;
+            let cookie = Box::pin(self.broker.visitor_on_demand(tenant)).await?;
             visit.cors.push((SET_COOKIE, self.cookies.set(&cookie)));
             credential = Some(Credential::Cookie(cookie, None));
         }
         let named: Vec<&str> = visits.iter().map(AsRef::as_ref).collect();
         let demand = Demand {
-            tenant: visit.tenant.as_ref(),
+            tenant: visit.tenant_id(),
             access: route.access,
             inject: route.inject,
             saas_token: route.saas_token,
@@ -68,18 +68,18 @@ impl Gateway {
         if route.limit == RouteLimit::SignIn {
             // The account that a sign-up or reset names.
             let email = upload.member("email");
-            self.limits.sign_in(address, visit.tenant.as_ref().zip(email.as_ref().map(|email| email.as_str())))?;
+            self.limits.sign_in(address, visit.tenant_id().zip(email.as_ref().map(|email| email.as_str())))?;
         }
-        let client = address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok());
+        let client = address.and_then(headers::address);
         // A problem on the way down owes the page the same headers.
         let answer_headers = visit.cors.clone();
-        let passage = Passage { route, tenant: visit.tenant.clone(), permit, visits, client, answer_headers };
-        self.forward(http, passage, upload).await
+        let passage = Passage { route, tenant: visit.tenant_id(), visits, client, answer_headers };
+        self.forward(http, passage, permit, upload).await
     }
 
     /// Whether this request brings a visitor into being: a browser's, on a route that needs one, with proof.
-    fn creates_visitor(&self, route: &ApiRoute, head: &RequestHeader, visit: &Visit) -> Result<bool, GatewayError> {
-        let Some(tenant) = visit.tenant.as_ref().and_then(|tenant| self.tenants.get(tenant)) else { return Ok(false) };
+    fn creates_visitor(&self, route: &ApiRoute, head: &RequestHeader, visit: &Visit<'_>) -> Result<bool, GatewayError> {
+        let Some(tenant) = visit.tenant else { return Ok(false) };
         if route.access != Access::Visitor || tenant.transport_at_birth(&head.headers) != Transport::Cookie {
             return Ok(false);
         }

@@ -34,8 +34,7 @@ const MOST_STALE: usize = 3;
 /// A request that may pass, and how.
 pub(super) struct Passage<'p> {
     pub(super) route: &'p ApiRoute,
-    pub(super) tenant: Option<TenantId>,
-    pub(super) permit: Permit,
+    pub(super) tenant: Option<&'p TenantId>,
     /// The ids of visits that the request names.
     pub(super) visits: Vec<String>,
     pub(super) client: Option<HeaderValue>,
@@ -46,7 +45,7 @@ pub(super) struct Passage<'p> {
 impl Passage<'_> {
     fn demand<'d>(&'d self, visits: &'d [&'d str]) -> Demand<'d> {
         Demand {
-            tenant: self.tenant.as_ref(),
+            tenant: self.tenant,
             access: self.route.access,
             inject: self.route.inject,
             saas_token: self.route.saas_token,
@@ -75,6 +74,14 @@ impl Drop for Repeat<'_> {
     }
 }
 
+/// What a 401 of the API turned out to be.
+enum Refusal<'g> {
+    /// The client's business: the answer, and what of its body was read.
+    Stands(Line, Vec<Bytes>),
+    /// A token that is over. There is another, and leave to repeat the request with it.
+    Mended(Permit, Repeat<'g>),
+}
+
 /// Why an exchange with the API did not bring a head.
 enum Failure {
     /// The pooled connection was closed before the API read the request.
@@ -90,12 +97,12 @@ impl Gateway {
         &self,
         http: &mut ServerSession,
         passage: Passage<'_>,
+        mut permit: Permit,
         mut upload: Upload,
     ) -> Result<Ended, GatewayError> {
-        let mut permit = passage.permit.clone();
         let (mut renewed, mut repeat) = (false, None);
-        loop {
-            let mut line = match self.first_head(http, &passage, &permit, &mut upload).await {
+        let (line, body) = loop {
+            let line = match self.first_head(http, &passage, &permit, &mut upload).await {
                 Ok(line) => line,
                 Err(Failure::ClientGone) => return Ok(Ended::Aborted),
                 Err(Failure::Stale) => return Err(GatewayError::UpstreamFailed("the connection was closed")),
@@ -105,22 +112,35 @@ impl Gateway {
             drop(repeat.take());
             let refused = line.session.get_status() == Some(StatusCode::UNAUTHORIZED);
             if !refused || renewed || !upload.is_replayable() {
-                return self.relay(http, line, &passage, &permit, upload, Vec::new()).await;
+                break (line, Vec::new());
             }
-            let (body, complete) = read_refusal(&mut line).await?;
-            if complete && means_expired(line.session.resp_header(), &body.concat()) {
-                // Passed on, the 401 would have clients log a session out that may well live.
-                let leave = Repeat::begin(&self.repeats, self.under_way())
-                    .ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
-                let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
-                if let Some(fresh) = self.broker.renew_refused(&permit, &passage.demand(&visits)).await? {
-                    self.upstream.release(line).await;
-                    (permit, renewed, repeat) = (fresh, true, Some(leave));
-                    continue;
-                }
+            match Box::pin(self.understand(line, &passage, &permit)).await? {
+                Refusal::Stands(line, body) => break (line, body),
+                Refusal::Mended(fresh, leave) => (permit, renewed, repeat) = (fresh, true, Some(leave)),
             }
-            return self.relay(http, line, &passage, &permit, upload, body).await;
+        };
+        self.relay(http, line, &passage, &permit, upload, body).await
+    }
+
+    /// Finds out what a 401 means, and renews the token where that mends it.
+    async fn understand(
+        &self,
+        mut line: Line,
+        passage: &Passage<'_>,
+        permit: &Permit,
+    ) -> Result<Refusal<'_>, GatewayError> {
+        let (body, complete) = read_refusal(&mut line).await?;
+        if complete && means_expired(line.session.resp_header(), &body.concat()) {
+            // Passed on, the 401 would have clients log a session out that may well live.
+            let leave = Repeat::begin(&self.repeats, self.under_way())
+                .ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
+            let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
+            if let Some(fresh) = self.broker.renew_refused(permit, &passage.demand(&visits)).await? {
+                self.upstream.release(line).await;
+                return Ok(Refusal::Mended(fresh, leave));
+            }
         }
+        Ok(Refusal::Stands(line, body))
     }
 
     /// Sends the request and waits for the API's final head.
@@ -184,19 +204,20 @@ impl Gateway {
         if http.write_response_header(Box::new(head)).await.is_err() {
             return Ok(Ended::Aborted);
         }
-        let mut leash = (streams && !permit.is_shared()).then(|| Leash::new(self, permit));
-        if streams {
+        let ended = if streams {
+            let mut leash = (!permit.is_shared()).then(|| Leash::new(self, permit));
             line.session.read_timeout = Some(self.upstream.stream_idle_timeout());
             self.metrics.open_streams.inc();
-        }
-        let ended = if upgraded {
-            tunnel(http, &mut line, leash.as_mut()).await
-        } else {
-            pump(http, &mut line, &mut upload, read_already, leash.as_mut()).await
-        };
-        if streams {
+            let ended = if upgraded {
+                Box::pin(tunnel(http, &mut line, leash.as_mut())).await
+            } else {
+                Box::pin(pump(http, &mut line, &mut upload, read_already, leash.as_mut())).await
+            };
             self.metrics.open_streams.dec();
-        }
+            ended
+        } else {
+            pump(http, &mut line, &mut upload, read_already, None).await
+        };
         if matches!(ended, Ended::Complete) && !upgraded && upload.is_done() {
             self.upstream.release(line).await;
         }

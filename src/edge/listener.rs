@@ -1,8 +1,11 @@
 //! The public listener: one request after the other on each connection, from its head to its end.
 //! A connection is used again only when what was said on it is complete; errors that quote a request are not logged.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,27 +20,27 @@ use super::respond::Answer;
 use super::visit::Visit;
 use super::{Ended, Gateway, is_registered};
 use crate::error::GatewayError;
-use crate::telemetry::{Outcome, RouteClass};
+use crate::telemetry::{Census, Outcome, RouteClass};
 
 /// How long an idle connection is kept, in seconds.
 pub(super) const KEEPALIVE_SECONDS: u64 = 60;
 
-/// Bound on idling and sending a request's head together: a client that trickles its head is cut off.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(KEEPALIVE_SECONDS + 15);
+/// Bound on a head that comes piece by piece: a client that trickles it is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Counts a request as under way while it lives.
-struct UnderWay<'g>(&'g AtomicUsize);
+struct UnderWay<'g>(&'g Census);
 
 impl<'g> UnderWay<'g> {
-    fn new(count: &'g AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
+    fn new(census: &'g Census) -> Self {
+        census.enter();
+        Self(census)
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.leave();
     }
 }
 
@@ -60,21 +63,31 @@ impl HttpServerApp for PublicListener {
 }
 
 impl Gateway {
-    /// One request: reads its head, sends it its way, ends it, and gives the connection back if it can be used again.
+    /// One request: waits for its head, then attends to it. Idle connections are what there is most of: what only a
+    /// request needs is boxed, so that they do not hold the room for it.
     async fn serve(&self, mut http: ServerSession) -> Option<ReusedHttpStream> {
-        match tokio::time::timeout(HEAD_TIMEOUT, http.read_request()).await {
-            Ok(Ok(true)) => {}
+        match within_bounds(http.read_request()).await {
+            Some(Ok(true)) => Box::pin(self.attend(http)).await,
             // The error's text may quote the request: it is not logged.
-            Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
-                let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
-                self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
-                // The connection closes either way.
-                let _ = problem.write_unread(&mut http).await;
-                http.shutdown().await;
-                return None;
+            Some(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
+                Box::pin(self.refuse_unread(http)).await;
+                None
             }
-            Ok(Ok(false) | Err(_)) | Err(_) => return None,
+            _ => None,
         }
+    }
+
+    /// Answers a head that cannot be parsed, and closes the connection.
+    async fn refuse_unread(&self, mut http: ServerSession) {
+        let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
+        self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
+        // The connection closes either way.
+        let _ = problem.write_unread(&mut http).await;
+        http.shutdown().await;
+    }
+
+    /// Sends a request its way, ends it, and gives the connection back if it can be used again.
+    async fn attend(&self, mut http: ServerSession) -> Option<ReusedHttpStream> {
         let under_way = UnderWay::new(&self.under_way);
         let started = Instant::now();
         http.set_pipelining_enabled(true);
@@ -92,7 +105,7 @@ impl Gateway {
         };
         let ended = match ended {
             Ok(ended) => ended,
-            Err(error) if final_head(&http).is_none() => self.problem(&mut http, &mut visit, &error).await,
+            Err(error) if final_head(&http).is_none() => Box::pin(self.problem(&mut http, &mut visit, &error)).await,
             Err(_) => Ended::Aborted,
         };
         self.finished(&http, &visit, &ended, started);
@@ -104,6 +117,25 @@ impl Gateway {
         let settings = HttpPersistentSettings::for_session(&http);
         let stream = http.finish().await.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+    }
+}
+
+/// Waits for a head: for its first bytes as long as the connection may idle, from then on for [`HEAD_TIMEOUT`]. No timer
+/// is set for a head that comes in one piece.
+async fn within_bounds<T>(read: impl Future<Output = T>) -> Option<T> {
+    let mut read = pin!(read);
+    let mut woken = false;
+    let in_one_piece = poll_fn(|context| match read.as_mut().poll(context) {
+        Poll::Ready(read) => Poll::Ready(Some(read)),
+        Poll::Pending if woken => Poll::Ready(None),
+        Poll::Pending => {
+            woken = true;
+            Poll::Pending
+        }
+    });
+    match in_one_piece.await {
+        Some(read) => Some(read),
+        None => tokio::time::timeout(HEAD_TIMEOUT, read).await.ok(),
     }
 }
 

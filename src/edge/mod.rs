@@ -5,6 +5,7 @@ pub mod admin;
 mod api;
 mod forward;
 mod headers;
+mod idle;
 mod limits;
 mod listener;
 mod operator;
@@ -38,7 +39,7 @@ use crate::clock::Clock;
 use crate::config::{Config, LimitsSection, TenantSection};
 use crate::error::GatewayError;
 use crate::session::TenantId;
-use crate::telemetry::{Metrics, Outcome, RouteClass};
+use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
 use limits::Limits;
 use listener::{KEEPALIVE_SECONDS, PublicListener, final_head};
 use respond::{Answer, Cookies};
@@ -62,7 +63,7 @@ pub struct Gateway {
     log_access: bool,
     metrics: Arc<Metrics>,
     options: HttpServerOptions,
-    under_way: AtomicUsize,
+    under_way: Census,
     /// Requests that are being repeated with renewed tokens.
     repeats: AtomicUsize,
     draining: AtomicBool,
@@ -87,29 +88,31 @@ impl Gateway {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let tenant =
-            |section: &TenantSection| EdgeTenant { transport: section.transport, origins: section.origins.clone() };
-        let hosts = config
-            .tenants
-            .iter()
-            .flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), id.clone())));
+        let tenant = |id: &TenantId, section: &TenantSection| EdgeTenant {
+            id: *id,
+            transport: section.transport,
+            origins: section.origins.clone(),
+        };
+        let hosts =
+            config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
         options.keepalive_request_limit = Some(10_000);
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)?,
-            upstream: Upstream::new(&config.upstream).ok_or("upstream.base_url cannot be used")?,
+            upstream: Upstream::new(&config.upstream, config.listen.threads)
+                .ok_or("upstream.base_url cannot be used")?,
             limits: Limits::new(&config.limits, clock, metrics.clone()).map_err(|error| error.to_string())?,
             limits_section: config.limits.clone(),
             cookies: Cookies::new(&config.cookie),
-            tenants: config.tenants.iter().map(|(id, section)| (id.clone(), tenant(section))).collect(),
+            tenants: config.tenants.iter().map(|(id, section)| (*id, tenant(id, section))).collect(),
             hosts: hosts.collect(),
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
             options,
-            under_way: AtomicUsize::new(0),
+            under_way: Census::default(),
             repeats: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         })
@@ -129,9 +132,9 @@ impl Gateway {
         PublicListener(self.clone())
     }
 
-    /// Keeps the API's name resolved; runs until dropped.
-    pub async fn keep_resolved(&self) {
-        self.upstream.keep_resolved().await;
+    /// Keeps the API's name resolved and what idles tidy; runs until dropped.
+    pub async fn tend(&self) {
+        tokio::join!(self.upstream.keep_resolved(), self.upstream.keep_swept());
     }
 
     /// Resolves the API's name once.
@@ -153,11 +156,15 @@ impl Gateway {
     /// Requests that have not ended.
     #[must_use]
     pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Acquire)
+        self.under_way.count()
     }
 
     /// The way of one request.
-    async fn request_filter(&self, http: &mut ServerSession, visit: &mut Visit) -> Result<Ended, GatewayError> {
+    async fn request_filter<'g>(
+        &'g self,
+        http: &mut ServerSession,
+        visit: &mut Visit<'g>,
+    ) -> Result<Ended, GatewayError> {
         let head = http.req_header();
         self.check_size(&head.headers)?;
         check_framing(http)?;
@@ -171,17 +178,17 @@ impl Gateway {
         match found.route {
             Route::Token(route) => {
                 visit.class = route.class();
-                let answer = self.token_route(http, *route, &target, found.token, visit).await?;
+                let answer = Box::pin(self.token_route(http, *route, &target, found.token, visit)).await?;
                 self.answer(http, answer.with_all(std::mem::take(&mut visit.cors))).await
             }
             Route::Own(route) => {
                 visit.class = RouteClass::Own;
-                let answer = self.own_route(http, *route, &target, visit).await?;
+                let answer = Box::pin(self.own_route(http, *route, &target, visit)).await?;
                 self.answer(http, answer.with_all(std::mem::take(&mut visit.cors))).await
             }
             Route::Webhook => {
                 visit.class = RouteClass::Own;
-                let answer = self.webhook(http, visit).await?;
+                let answer = Box::pin(self.webhook(http, visit)).await?;
                 self.answer(http, answer).await
             }
             Route::Api(route) => {
@@ -199,8 +206,8 @@ impl Gateway {
     }
 
     /// Notes what the answer owes a page of another origin, and answers its preflight before any lookup.
-    fn cross_origin(&self, visit: &mut Visit, head: &RequestHeader) -> Option<Answer> {
-        let origins = self.origins(visit.tenant.as_ref());
+    fn cross_origin(&self, visit: &mut Visit<'_>, head: &RequestHeader) -> Option<Answer> {
+        let origins = visit.origins();
         let preflight = proof::is_preflight(&head.method, &head.headers);
         visit.cors = proof::cors(&head.headers, origins, preflight);
         if !preflight || visit.cors.is_empty() {
@@ -211,17 +218,17 @@ impl Gateway {
     }
 
     /// Notes who came, and returns the credential.
-    fn noted(visit: &mut Visit, presented: Presented) -> Option<Credential> {
+    fn noted(visit: &mut Visit<'_>, presented: Presented) -> Option<Credential> {
         visit.by_cookie = matches!(presented.credential, Some(Credential::Cookie(..)));
         presented.credential
     }
 
     async fn answer(&self, http: &mut ServerSession, answer: Answer) -> Result<Ended, GatewayError> {
-        Ok(if answer.write(http).await.is_ok() { Ended::Complete } else { Ended::Aborted })
+        Ok(if Box::pin(answer.write(http)).await.is_ok() { Ended::Complete } else { Ended::Aborted })
     }
 
     /// Where every error of every way ends.
-    async fn problem(&self, http: &mut ServerSession, visit: &mut Visit, error: &GatewayError) -> Ended {
+    async fn problem(&self, http: &mut ServerSession, visit: &mut Visit<'_>, error: &GatewayError) -> Ended {
         let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
         if error.status() >= 500 {
             tracing::warn!(code, route, tenant, %error, "request failed");
@@ -245,7 +252,7 @@ impl Gateway {
         Ended::Complete
     }
 
-    fn finished(&self, http: &ServerSession, visit: &Visit, ended: &Ended, started: Instant) {
+    fn finished(&self, http: &ServerSession, visit: &Visit<'_>, ended: &Ended, started: Instant) {
         let status = final_head(http).map_or(0, |head| head.status.as_u16());
         let outcome = match (ended, status) {
             (_, 101) => Outcome::Success,

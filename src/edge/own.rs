@@ -18,7 +18,7 @@ impl Gateway {
         http: &ServerSession,
         route: OwnRoute,
         target: &Target<'_>,
-        visit: &mut Visit,
+        visit: &mut Visit<'_>,
     ) -> Result<Answer, GatewayError> {
         if target.carries_credential(&[]) {
             return Err(GatewayError::BadTarget("it carries a credential"));
@@ -32,9 +32,9 @@ impl Gateway {
             may_set_cookie: false,
             changes_state: route != OwnRoute::Session,
         };
-        proof::demand(headers, self.origins(visit.tenant.as_ref()), exposure)?;
+        proof::demand(headers, visit.origins(), exposure)?;
         let credential = Self::noted(visit, presented).ok_or(GatewayError::SessionRequired)?;
-        let tenant = visit.tenant.as_ref();
+        let tenant = visit.tenant_id();
         match route {
             OwnRoute::Session => Ok(Answer::json(200, &self.broker.view(tenant, &credential).await?)),
             OwnRoute::Logout => {

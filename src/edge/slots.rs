@@ -2,14 +2,14 @@
 //! Two values in one slot, or handles of different sessions, are refused; the dead are never taken for guests.
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 
 use crate::broker::Credential;
 use crate::error::GatewayError;
 use crate::session::{Handle, HandleKind, Scope, Token};
 
 /// The `saas-token` header.
-pub(super) const SAAS_TOKEN: &str = "saas-token";
+pub(super) const SAAS_TOKEN: HeaderName = HeaderName::from_static("saas-token");
 
 /// What a token slot may hold.
 enum Held {
@@ -160,7 +160,7 @@ pub(super) fn value_of<'p>(pair: &'p [u8], name: &str) -> Option<&'p [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
 
     use super::*;
     use crate::session::SessionKey;

@@ -45,7 +45,9 @@ impl<'t> Target<'t> {
 
     /// Whether a handle or a placeholder stands anywhere in the target but in the parameters of these names.
     pub(super) fn carries_credential(&self, slots: &[&str]) -> bool {
-        let suspicious = |text: &str| text.contains("eg_") || text.contains("cookie.");
+        let suspicious = |text: &str| {
+            memchr::memchr2(b'_', b'.', text.as_bytes()).is_some() && (text.contains("eg_") || text.contains("cookie."))
+        };
         if !suspicious(self.path) && !self.query.is_some_and(|query| query.contains('%') || suspicious(query)) {
             return false;
         }

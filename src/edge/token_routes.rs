@@ -32,9 +32,9 @@ impl Gateway {
         route: TokenRoute,
         target: &Target<'_>,
         path_token: Option<&str>,
-        visit: &mut Visit,
+        visit: &mut Visit<'_>,
     ) -> Result<Answer, GatewayError> {
-        let tenant = visit.tenant.clone().ok_or(GatewayError::UnknownTenant)?;
+        let tenant = *visit.tenant_id().ok_or(GatewayError::UnknownTenant)?;
         let slots: Vec<&str> = slots(route).iter().map(|(name, _)| *name).collect();
         if target.carries_credential(&slots) {
             return Err(GatewayError::BadTarget("it carries a credential where none belongs"));
@@ -92,7 +92,7 @@ impl Gateway {
         route: TokenRoute,
         query: &Query,
         tenant: &TenantId,
-        visit: &mut Visit,
+        visit: &mut Visit<'_>,
     ) -> Result<Option<Credential>, GatewayError> {
         let headers = &http.req_header().headers;
         let edge_tenant = self.edge_tenant(tenant)?;

@@ -65,16 +65,16 @@ impl Gateway {
         if http.is_body_empty() || headers::asks_for_websocket(http.req_header()) {
             return Ok(Upload::None);
         }
-        welcome_body(http).await?;
+        Box::pin(welcome_body(http)).await?;
         let held_at_most = self.limits_section.replay_body_bytes;
         match length {
             // What names the account is read first, whatever its length.
             _ if route.reads_body() => {
                 let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.limits_section.token_body_bytes);
-                Ok(Upload::Held(self.read_body(http, most).await?))
+                Ok(Upload::Held(Box::pin(self.read_body(http, most)).await?))
             }
             Some(length) if length <= held_at_most as u64 => {
-                Ok(Upload::Held(self.read_body(http, held_at_most).await?))
+                Ok(Upload::Held(Box::pin(self.read_body(http, held_at_most)).await?))
             }
             Some(length) => Ok(Upload::Streamed { framing: Framing::Length(length), done: false, bytes: 0, most }),
             None => Ok(Upload::Streamed { framing: Framing::Chunked, done: false, bytes: 0, most }),

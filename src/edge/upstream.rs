@@ -9,43 +9,47 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use http::uri::Authority;
-use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::v1::Connector;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 
+use super::idle::Idle;
 use crate::config::UpstreamSection;
 use crate::error::GatewayError;
 
 /// The API, as the edge reaches it.
 pub(super) struct Upstream {
-    connector: Connector,
+    connector: TransportConnector,
+    idle: Idle,
     section: UpstreamSection,
     authority: Authority,
     secure: bool,
     host: HeaderValue,
-    peers: ArcSwap<Vec<Arc<HttpPeer>>>,
+    peers: ArcSwap<Vec<(SocketAddr, HttpPeer)>>,
     turn: AtomicUsize,
 }
 
 /// A connection to the API, and where it goes back to.
 pub(super) struct Line {
-    pub(super) session: HttpSession,
+    pub(super) session: Box<HttpSession>,
     /// Whether it was used before, and so may turn out to be closed.
     pub(super) reused: bool,
-    peer: Arc<HttpPeer>,
+    address: SocketAddr,
 }
 
 impl Upstream {
-    /// The API of `section`; none when its address is no URL.
-    pub(super) fn new(section: &UpstreamSection) -> Option<Self> {
+    /// The API of `section`, for `threads` that forward requests; none when its address is no URL.
+    pub(super) fn new(section: &UpstreamSection, threads: usize) -> Option<Self> {
         let (secure, rest) = match section.base_url.strip_prefix("https://") {
             Some(rest) => (true, rest),
             None => (false, section.base_url.strip_prefix("http://")?),
         };
         let authority: Authority = rest.parse().ok()?;
         Some(Self {
-            connector: Connector::new(Some(ConnectorOptions::new(section.keepalive_connections))),
+            // It only connects: its own pool stays empty.
+            connector: TransportConnector::new(Some(ConnectorOptions::new(1))),
+            idle: Idle::new(section.keepalive_connections.div_ceil(threads.max(1)), section.keepalive_timeout),
             host: HeaderValue::from_str(authority.as_str()).ok()?,
             section: section.clone(),
             authority,
@@ -80,7 +84,7 @@ impl Upstream {
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         match tokio::net::lookup_host((host, port)).await {
             Ok(addresses) => {
-                let peers: Vec<Arc<HttpPeer>> = addresses.map(|address| Arc::new(self.peer(address))).collect();
+                let peers: Vec<_> = addresses.map(|address| (address, self.peer(address))).collect();
                 if !peers.is_empty() {
                     self.peers.store(Arc::new(peers));
                 }
@@ -101,17 +105,34 @@ impl Upstream {
 
     /// A connection: a pooled one, or a new one; another address is tried where one cannot be reached.
     pub(super) async fn connect(&self, read_timeout: Option<Duration>) -> Result<Line, GatewayError> {
+        let idle = {
+            let peers = self.peers.load();
+            let turn = self.turn.load(Ordering::Relaxed);
+            let address = peers.get(turn % peers.len().max(1)).map(|(address, _)| *address);
+            address.and_then(|address| Some((self.idle.take(address)?, address)))
+        };
+        let (stream, address, reused) = match idle {
+            Some((stream, address)) => (stream, address, true),
+            None => {
+                let (stream, address) = Box::pin(self.reach()).await?;
+                (stream, address, false)
+            }
+        };
+        let mut session = Box::new(HttpSession::new(stream));
+        session.read_timeout = Some(read_timeout.unwrap_or(self.section.read_timeout));
+        session.write_timeout = Some(self.section.write_timeout);
+        Ok(Line { session, reused, address })
+    }
+
+    /// Connects to the first address that can be reached.
+    async fn reach(&self) -> Result<(Stream, SocketAddr), GatewayError> {
         let peers = self.peers.load_full();
         let mut failure = GatewayError::UpstreamFailed("its name is not resolved");
         for _ in 0..peers.len().min(3) {
             let turn = self.turn.load(Ordering::Relaxed);
-            let peer = peers[turn % peers.len()].clone();
-            match self.connector.get_http_session(&*peer).await {
-                Ok((mut session, reused)) => {
-                    session.read_timeout = Some(read_timeout.unwrap_or(self.section.read_timeout));
-                    session.write_timeout = Some(self.section.write_timeout);
-                    return Ok(Line { session, reused, peer });
-                }
+            let (address, peer) = &peers[turn % peers.len()];
+            match self.connector.new_stream(peer).await {
+                Ok(stream) => return Ok((stream, *address)),
                 Err(_) => {
                     failure = GatewayError::UpstreamFailed("no connection");
                     self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
@@ -123,7 +144,19 @@ impl Upstream {
 
     /// Gives a connection back after a complete exchange.
     pub(super) async fn release(&self, line: Line) {
-        let Line { session, peer, .. } = line;
-        self.connector.release_http_session(session, &*peer, Some(self.section.keepalive_timeout)).await;
+        let Line { mut session, address, .. } = line;
+        session.respect_keepalive();
+        if let Some(stream) = session.reuse().await {
+            self.idle.keep(stream, address);
+        }
+    }
+
+    /// Drops idle connections in their time; runs until dropped.
+    pub(super) async fn keep_swept(&self) {
+        const EVERY: Duration = Duration::from_secs(5);
+        loop {
+            tokio::time::sleep(EVERY).await;
+            self.idle.sweep();
+        }
     }
 }

@@ -16,8 +16,11 @@ use crate::error::GatewayError;
 use crate::session::{TenantId, Transport};
 use crate::telemetry::{Label, RouteClass};
 
+const EMPORIX_TENANT: HeaderName = HeaderName::from_static("emporix-tenant");
+
 /// A tenant, as the edge needs it.
 pub(super) struct EdgeTenant {
+    pub(super) id: TenantId,
     pub(super) transport: TransportMode,
     pub(super) origins: Vec<String>,
 }
@@ -34,15 +37,15 @@ impl EdgeTenant {
 }
 
 /// What is known of a request when it ends.
-pub(super) struct Visit {
+pub(super) struct Visit<'g> {
     pub(super) class: RouteClass,
-    pub(super) tenant: Option<TenantId>,
+    pub(super) tenant: Option<&'g EdgeTenant>,
     /// Whether the cookie is the credential, and so what a session that is gone expires.
     pub(super) by_cookie: bool,
     pub(super) cors: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Visit {
+impl<'g> Visit<'g> {
     pub(super) const fn new() -> Self {
         Self { class: RouteClass::None, tenant: None, by_cookie: false, cors: Vec::new() }
     }
@@ -51,8 +54,17 @@ impl Visit {
         self.class.text()
     }
 
-    pub(super) fn tenant_text(&self) -> &str {
-        self.tenant.as_ref().map_or("-", TenantId::as_str)
+    pub(super) fn tenant_text(&self) -> &'g str {
+        self.tenant.map_or("-", |tenant| tenant.id.as_str())
+    }
+
+    pub(super) fn tenant_id(&self) -> Option<&'g TenantId> {
+        self.tenant.map(|tenant| &tenant.id)
+    }
+
+    /// The origins that may call for the tenant.
+    pub(super) fn origins(&self) -> &'g [String] {
+        self.tenant.map_or(&[], |tenant| &tenant.origins)
     }
 }
 
@@ -64,7 +76,7 @@ impl Gateway {
         found: &Found<'_, '_>,
         target: &Target<'_>,
         head: &RequestHeader,
-    ) -> Result<Option<TenantId>, GatewayError> {
+    ) -> Result<Option<&EdgeTenant>, GatewayError> {
         let in_query = match found.route {
             Route::Token(TokenRoute::AnonymousLogin | TokenRoute::AnonymousRefresh) => {
                 let mut named = target.parameters().filter(|(name, _)| name == "tenant" || name == "hybris-tenant");
@@ -78,7 +90,7 @@ impl Gateway {
         };
         let in_path = found.tenant.or(in_query.as_deref());
         let named = in_path.map(|name| self.known_tenant(name)).transpose()?;
-        let mut in_headers = head.headers.get_all("emporix-tenant").iter();
+        let mut in_headers = head.headers.get_all(EMPORIX_TENANT).iter();
         let in_header = match in_headers.next() {
             Some(value) => Some(self.known_tenant(value.to_str().unwrap_or_default())?),
             None => None,
@@ -87,30 +99,26 @@ impl Gateway {
             return Err(GatewayError::BadRequest("Emporix-Tenant stands twice"));
         }
         match (named, in_header) {
-            (Some(named), Some(other)) if named != other => Err(GatewayError::TenantMismatch),
+            (Some(named), Some(other)) if named.id != other.id => Err(GatewayError::TenantMismatch),
             (Some(tenant), _) | (None, Some(tenant)) => Ok(Some(tenant)),
             (None, None) => Ok(self.tenant_of_host(head)),
         }
     }
 
-    fn known_tenant(&self, name: &str) -> Result<TenantId, GatewayError> {
-        self.tenants.get_key_value(name).map(|(id, _)| id.clone()).ok_or(GatewayError::UnknownTenant)
+    fn known_tenant(&self, name: &str) -> Result<&EdgeTenant, GatewayError> {
+        self.tenants.get(name).ok_or(GatewayError::UnknownTenant)
     }
 
-    fn tenant_of_host(&self, head: &RequestHeader) -> Option<TenantId> {
+    fn tenant_of_host(&self, head: &RequestHeader) -> Option<&EdgeTenant> {
         if self.tenants.len() == 1 {
-            return self.tenants.keys().next().cloned();
+            return self.tenants.values().next();
         }
         let authority = match head.uri.authority() {
             Some(authority) => authority.as_str(),
             None => head.headers.get(HOST)?.to_str().ok()?,
         };
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        self.hosts.get(&host.to_ascii_lowercase()).cloned()
-    }
-
-    pub(super) fn origins(&self, tenant: Option<&TenantId>) -> &[String] {
-        tenant.and_then(|tenant| self.tenants.get(tenant)).map_or(&[], |tenant| &tenant.origins)
+        self.hosts.get(&host.to_ascii_lowercase()).and_then(|tenant| self.tenants.get(tenant))
     }
 
     /// The client's address: the connection's, or what proxies that are trusted say of it.

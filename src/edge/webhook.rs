@@ -11,9 +11,13 @@ use crate::error::GatewayError;
 
 impl Gateway {
     /// Takes a delivery.
-    pub(super) async fn webhook(&self, http: &mut ServerSession, visit: &mut Visit) -> Result<Answer, GatewayError> {
+    pub(super) async fn webhook(
+        &self,
+        http: &mut ServerSession,
+        visit: &mut Visit<'_>,
+    ) -> Result<Answer, GatewayError> {
         visit.cors.clear();
-        let tenant = visit.tenant.as_ref().ok_or(GatewayError::UnknownTenant)?;
+        let tenant = visit.tenant_id().ok_or(GatewayError::UnknownTenant)?;
         self.broker.takes_webhooks(tenant)?;
         let headers = &http.req_header().headers;
         let [signature, published, event_type] =

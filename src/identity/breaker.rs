@@ -54,7 +54,7 @@ impl Breakers {
         metrics: Arc<Metrics>,
     ) -> Self {
         let closed = || EmporixCall::ALL.iter().map(|_| Mutex::default()).collect();
-        Self { breakers: tenants.map(|tenant| (tenant.clone(), closed())).collect(), clock, metrics }
+        Self { breakers: tenants.map(|tenant| (*tenant, closed())).collect(), clock, metrics }
     }
 
     /// Leave to make a call now. Once a pause is over one call goes ahead, and the others wait for how it fares.

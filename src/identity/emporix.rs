@@ -75,7 +75,7 @@ impl Emporix {
     ) -> Result<Self, url::ParseError> {
         let breakers = Breakers::new(client_ids.keys(), clock.clone(), metrics.clone());
         let base = Url::parse(base_url)?;
-        let queues = client_ids.keys().map(|tenant| (tenant.clone(), Queue::default())).collect();
+        let queues = client_ids.keys().map(|tenant| (*tenant, Queue::default())).collect();
         Ok(Self { client, timeout, base, client_ids, breakers, queues, clock, metrics })
     }
 

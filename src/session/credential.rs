@@ -159,6 +159,9 @@ impl Handle {
     const BYTES: usize = SessionKey::LENGTH + Secret::LENGTH;
     const ENCODED: usize = Self::BYTES / 3 * 4;
 
+    /// Bytes in the shortest handle's text.
+    pub const LEAST_BYTES: usize = 5 + Self::ENCODED;
+
     /// Bytes in the longest handle's text.
     pub const MOST_BYTES: usize = 6 + Self::ENCODED;
 
@@ -233,6 +236,12 @@ impl SecretHash {
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl From<[u8; 32]> for SecretHash {
+    fn from(hash: [u8; 32]) -> Self {
+        Self(hash)
     }
 }
 

@@ -106,7 +106,7 @@ impl ReadySession {
         });
         Self {
             key: session.key,
-            tenant: session.tenant.clone(),
+            tenant: session.tenant,
             transport: session.transport,
             touch_due_at: session.touch_due_at(limits),
             signed_in_at: session.signed_in_at(),

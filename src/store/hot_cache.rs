@@ -1,18 +1,47 @@
 //! Recently used sessions in memory, ready to inject.
 //! An entry disappears when any replica says so, and nothing that was read before such a word is kept after it.
+//! What a thread uses again and again it finds without touching anything that other threads write.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
+use thread_local::ThreadLocal;
 
 use crate::session::{ReadySession, SessionKey};
 
 /// Sessions in memory, bounded in bytes.
 pub struct HotCache {
     entries: Cache<SessionKey, Arc<ReadySession>>,
-    epochs: Vec<AtomicU64>,
+    stripes: Vec<Stripe>,
+    nearby: ThreadLocal<RefCell<Vec<Place>>>,
+}
+
+/// What happened to a share of the keys.
+#[derive(Default)]
+struct Stripe {
+    /// Counts the words that ended what was known.
+    epoch: AtomicU64,
+    /// Counts those, and what was kept in the place of something.
+    version: AtomicU64,
+}
+
+/// A place for a session that a thread uses again and again.
+#[derive(Clone, Default)]
+struct Place {
+    /// The key that was asked for last. Only one that is asked for twice in a row moves in: a thread that sees every
+    /// session once is not slowed down by the moves.
+    asked: Option<SessionKey>,
+    tenant: Option<Resident>,
+}
+
+#[derive(Clone)]
+struct Resident {
+    session: Arc<ReadySession>,
+    /// Its stripe's version as it moved in: with another one, it may not be what is known now.
+    version: u64,
 }
 
 /// Taken before a session is read or written, shown when it is kept.
@@ -20,7 +49,9 @@ pub struct HotCache {
 pub struct Ticket(u64);
 
 impl HotCache {
-    const EPOCHS: usize = 4096;
+    const STRIPES: usize = 4096;
+    /// Places of one thread.
+    const PLACES: usize = 1024;
 
     /// An empty cache of about `max_bytes`; entries are dropped `longest_life` after they were kept.
     #[must_use]
@@ -30,26 +61,50 @@ impl HotCache {
             .weigher(|_, session: &Arc<ReadySession>| session.weight())
             .time_to_live(longest_life)
             .build();
-        Self { entries, epochs: (0..Self::EPOCHS).map(|_| AtomicU64::new(0)).collect() }
+        let stripes = (0..Self::STRIPES).map(|_| Stripe::default()).collect();
+        Self { entries, stripes, nearby: ThreadLocal::new() }
+    }
+
+    /// The session, if it is here, live and `good`: the hot path.
+    #[must_use]
+    pub fn get(&self, key: &SessionKey, good: impl Fn(&ReadySession) -> bool) -> Option<Arc<ReadySession>> {
+        let places = self.nearby.get_or(|| RefCell::new(vec![Place::default(); Self::PLACES]));
+        // Nothing below comes back here: the borrow ends with this function, and no other thread has one.
+        let mut places = places.try_borrow_mut().ok()?;
+        let place = &mut places[Self::share_of(key) % Self::PLACES];
+        let version = self.stripe(key).version.load(Ordering::Acquire);
+        let at_home = |resident: &&Resident| resident.session.key == *key && resident.version == version;
+        if let Some(resident) = place.tenant.as_ref().filter(at_home)
+            && resident.session.is_live()
+            && good(&resident.session)
+        {
+            return Some(resident.session.clone());
+        }
+        let session = self.peek(key).filter(|session| good(session))?;
+        if place.asked.replace(*key) == Some(*key) {
+            place.tenant = Some(Resident { session: session.clone(), version });
+        }
+        Some(session)
     }
 
     /// The session, if it is here and live.
     #[must_use]
-    pub fn get(&self, key: &SessionKey) -> Option<Arc<ReadySession>> {
+    pub fn peek(&self, key: &SessionKey) -> Option<Arc<ReadySession>> {
         self.entries.get(key).filter(|session| session.is_live())
     }
 
     /// Begins a read or a write of `key`.
     #[must_use]
     pub fn begin(&self, key: &SessionKey) -> Ticket {
-        Ticket(self.epoch(key).load(Ordering::Acquire))
+        Ticket(self.stripe(key).epoch.load(Ordering::Acquire))
     }
 
     /// Keeps what was read, unless the session changed since the read began.
     pub fn keep_read(&self, ticket: Ticket, session: &Arc<ReadySession>) {
         let key = session.key;
         self.entries.insert(key, session.clone());
-        if self.epoch(&key).load(Ordering::Acquire) != ticket.0 {
+        self.stripe(&key).version.fetch_add(1, Ordering::AcqRel);
+        if self.stripe(&key).epoch.load(Ordering::Acquire) != ticket.0 {
             session.end();
             self.entries.invalidate(&key);
         }
@@ -58,9 +113,8 @@ impl HotCache {
     /// Keeps what was written in the place of what was known, unless the session changed since the write began.
     pub fn keep_written(&self, ticket: Ticket, session: &Arc<ReadySession>) {
         let key = session.key;
-        let unchanged =
-            self.epoch(&key).compare_exchange(ticket.0, ticket.0 + 1, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if unchanged {
+        let epoch = &self.stripe(&key).epoch;
+        if epoch.compare_exchange(ticket.0, ticket.0 + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.end_entry(&key);
             self.keep_read(Ticket(ticket.0 + 1), session);
         } else {
@@ -70,14 +124,14 @@ impl HotCache {
 
     /// Drops the session, for everyone who holds it too.
     pub fn forget(&self, key: &SessionKey) {
-        self.epoch(key).fetch_add(1, Ordering::AcqRel);
+        self.pass_word(key);
         self.end_entry(key);
         self.entries.invalidate(key);
     }
 
     /// The store may hold another session of this key by now; what is known serves only where it cannot be asked.
     pub fn doubt(&self, key: &SessionKey) {
-        self.epoch(key).fetch_add(1, Ordering::AcqRel);
+        self.pass_word(key);
         if let Some(known) = self.entries.get(key) {
             known.doubt();
         }
@@ -95,9 +149,20 @@ impl HotCache {
         }
     }
 
-    fn epoch(&self, key: &SessionKey) -> &AtomicU64 {
+    fn pass_word(&self, key: &SessionKey) {
+        let stripe = self.stripe(key);
+        stripe.epoch.fetch_add(1, Ordering::AcqRel);
+        stripe.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn stripe(&self, key: &SessionKey) -> &Stripe {
+        &self.stripes[Self::share_of(key) % Self::STRIPES]
+    }
+
+    /// Keys are random: two of their bytes spread them.
+    fn share_of(key: &SessionKey) -> usize {
         let bytes = key.as_bytes();
-        &self.epochs[usize::from(u16::from_be_bytes([bytes[14], bytes[15]])) % Self::EPOCHS]
+        usize::from(u16::from_be_bytes([bytes[14], bytes[15]]))
     }
 }
 
@@ -124,7 +189,7 @@ mod tests {
         let ticket = cache.begin(&KEY);
         cache.forget(&KEY);
         cache.keep_read(ticket, &ready());
-        assert!(cache.get(&KEY).is_none());
+        assert!(cache.peek(&KEY).is_none());
     }
 
     #[test]
@@ -133,7 +198,38 @@ mod tests {
         let (first, second) = (cache.begin(&KEY), cache.begin(&KEY));
         cache.keep_written(second, &ready());
         cache.keep_written(first, &ready());
-        assert!(cache.get(&KEY).is_none());
+        assert!(cache.peek(&KEY).is_none());
+    }
+
+    #[test]
+    fn what_a_thread_has_nearby_ends_with_the_word_that_ends_it() {
+        let any = |_: &ReadySession| true;
+        for end in [HotCache::forget, HotCache::doubt] {
+            let (cache, held) = (cache(), ready());
+            cache.keep_read(cache.begin(&KEY), &held);
+            for _ in 0..3 {
+                assert!(cache.get(&KEY, any).is_some());
+            }
+            // Not even the cache itself can name it any more, as when it had no room for it.
+            cache.entries.invalidate(&KEY);
+            assert!(cache.get(&KEY, any).is_some(), "it is nearby");
+            end(&cache, &KEY);
+            assert!(held.is_live(), "nobody could tell the entry itself");
+            assert!(cache.get(&KEY, any).is_none());
+        }
+    }
+
+    #[test]
+    fn what_a_thread_has_nearby_gives_way_to_what_is_kept_anew() {
+        let (cache, old) = (cache(), ready());
+        cache.keep_read(cache.begin(&KEY), &old);
+        for _ in 0..3 {
+            assert!(Arc::ptr_eq(&cache.get(&KEY, |_| true).unwrap(), &old));
+        }
+        let new = ready();
+        cache.keep_read(cache.begin(&KEY), &new);
+        assert!(Arc::ptr_eq(&cache.get(&KEY, |_| true).unwrap(), &new), "what was kept last is what is known");
+        assert!(cache.get(&KEY, |_| false).is_none());
     }
 
     #[test]

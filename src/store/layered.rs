@@ -86,11 +86,11 @@ impl LayeredStore {
     /// The session if the hot cache holds it and need not ask: the hot path.
     #[must_use]
     pub fn get(&self, key: &SessionKey, now: Timestamp) -> Option<Arc<ReadySession>> {
-        let ready = self.hot.get(key)?;
-        let verified_since = ready.verified_at.millis() > self.verify_from.load(Ordering::Acquire);
-        if !verified_since || !ready.is_trusted() || now.since(ready.verified_at) > self.trusted_for() {
-            return None;
-        }
+        let (verify_from, trusted_for) = (self.verify_from.load(Ordering::Acquire), self.trusted_for());
+        let ready = self.hot.get(key, |ready| {
+            let verified_since = ready.verified_at.millis() > verify_from;
+            verified_since && ready.is_trusted() && now.since(ready.verified_at) <= trusted_for
+        })?;
         self.metrics.hot_cache.count(CacheOutcome::Hit);
         Some(ready)
     }
@@ -104,7 +104,7 @@ impl LayeredStore {
         if let Some(ready) = self.get(key, now) {
             return Ok(Some(ready));
         }
-        let stale = self.hot.get(key);
+        let stale = self.hot.peek(key);
         match self.loads.join(key, || self.reload(key)).await {
             Ok(found) => {
                 let outcome = if stale.is_some() { CacheOutcome::Revalidated } else { CacheOutcome::Miss };

@@ -222,7 +222,7 @@ impl SessionStore for MemoryStore {
     async fn walk(&self, _from: Cursor) -> Result<Page, StoreError> {
         let now = self.clock.now();
         let state = self.state();
-        let walked = |(key, session): (&SessionKey, &Session)| Walked { key: *key, tenant: session.tenant.clone() };
+        let walked = |(key, session): (&SessionKey, &Session)| Walked { key: *key, tenant: session.tenant };
         Ok(Page { sessions: state.sessions.live(now).map(walked).collect(), next: None })
     }
 

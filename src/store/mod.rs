@@ -151,7 +151,7 @@ impl CustomerName {
     #[must_use]
     pub fn owns(&self, session: &Session) -> bool {
         let half = session.customer.as_ref();
-        half.is_some_and(|half| Self::of(session.tenant.clone(), &half.customer_id) == *self)
+        half.is_some_and(|half| Self::of(session.tenant, &half.customer_id) == *self)
     }
 
     /// The customer of whom [`CustomerName::hash`] was noted.

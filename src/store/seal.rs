@@ -197,7 +197,7 @@ mod tests {
         let longest = "k".repeat(16);
         let ring = keyring(&longest, &[&longest]);
         let tenant = TenantId::parse(&"t".repeat(16)).unwrap();
-        let record = ring.seal(&Session { tenant: tenant.clone(), ..session(1) }, 1).unwrap();
+        let record = ring.seal(&Session { tenant, ..session(1) }, 1).unwrap();
         assert_eq!(tenant_of(&record[..HEAD_LENGTH]), Some(tenant));
         for length in 0..HEAD_LENGTH {
             assert_eq!(tenant_of(&record[..length]), None, "{length}");

@@ -298,8 +298,8 @@ async fn a_walk_comes_by_every_session_that_is_there(store: &dyn SessionStore) {
     let globex = TenantId::parse("globex").unwrap();
     let mut there = HashMap::new();
     for number in 0..1_200 {
-        let tenant = if number % 3 == 0 { globex.clone() } else { acme() };
-        let session = Session { tenant: tenant.clone(), ..session() };
+        let tenant = if number % 3 == 0 { globex } else { acme() };
+        let session = Session { tenant, ..session() };
         store.save(&session, HOUR).await.unwrap();
         there.insert(session.key, tenant);
     }

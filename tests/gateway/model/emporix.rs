@@ -193,7 +193,7 @@ impl GatedIdentity {
             self.journal.breaks(Promise::SessionsStayApart, "a refresh token was sent to another tenant");
         }
         let send = self.journal.sends(self.life, half, &refresh);
-        let (tenant, authorizer) = (tenant.clone(), authorizer.map(|token| token.expose().to_owned()));
+        let (tenant, authorizer) = (*tenant, authorizer.map(|token| token.expose().to_owned()));
         let answer = self
             .call(if half.1 == Scope::Customer { "refresh" } else { "anonymous refresh" }, move |emporix| {
                 match authorizer {
@@ -226,7 +226,7 @@ impl IdentityProvider for GatedIdentity {
     }
 
     async fn login(&self, tenant: &TenantId, _: &Grant, authorizer: &Token) -> Result<Issued, IdentityError> {
-        let (tenant, authorizer) = (tenant.clone(), authorizer.expose().to_owned());
+        let (tenant, authorizer) = (*tenant, authorizer.expose().to_owned());
         self.call("login", move |emporix| {
             let visitor = emporix.authorizing(&tenant, &authorizer)?;
             Ok(emporix.issue((visitor, Scope::Customer), &Origin::Fresh, Duration::ZERO))

@@ -154,7 +154,7 @@ fn tenant(name: &str, clock: &Arc<dyn Clock>) -> (TenantId, Tenant) {
     let client = CLIENT.get_or_init(|| client(DAY).unwrap()).clone();
     let id = TenantId::parse(name).unwrap();
     let tenant = Tenant {
-        id: id.clone(),
+        id,
         site: SiteContext::default(),
         saas: SaasVerifier::new(&SaasTokenSection::default(), client, clock.clone()),
         accept_jwt: true,

@@ -1,0 +1,184 @@
+//! How the cost of a request grows: with sessions, token sizes, routes, replicas and header fields.
+
+use std::io::Result;
+use std::path::Path;
+
+use crate::load::{Request, request, saturate};
+use crate::meter::Counting;
+use crate::mint::{Holds, mint};
+use crate::plot;
+use crate::program::{Setting, Stage};
+use crate::statistics::median;
+use crate::table::{PATH, TOKEN_BYTES, cost, instructions, request_of};
+
+/// Requests that are counted for one point.
+const COUNT: usize = 2_000;
+
+/// One table: what grows, and what a request then costs.
+struct Growth {
+    file: &'static str,
+    grows: &'static str,
+    unit: &'static str,
+    points: Vec<(String, f64)>,
+}
+
+impl Growth {
+    /// Prints the table and draws it.
+    fn show(&self, plots: &Path) -> Result<()> {
+        println!("| {} | {} |\n|---|---|", self.grows, self.unit);
+        for (point, cost) in &self.points {
+            println!("| {point} | {cost:.1} |");
+        }
+        println!();
+        plot::bars(&plots.join(self.file), self.grows, self.unit, &self.points)
+    }
+}
+
+/// Measures and shows them all; plots go into the folder `plots`.
+pub(crate) async fn print(stage: &Stage, plots: &Path) -> Result<()> {
+    token_sizes(stage).await?.show(plots)?;
+    routes(stage).await?.show(plots)?;
+    replicas(stage).await?.show(plots)?;
+    header_fields(stage).await?.show(plots)?;
+    threads(stage).await?.show(plots)
+}
+
+const THOUSANDS: &str = "thousand instructions of a request";
+
+async fn counted(stage: &Stage, setting: &Setting<'_>, requests: &[Request]) -> Result<f64> {
+    let counting = Counting::here();
+    let gateway = stage.gateway(setting, Some(counting))?;
+    Ok(instructions(counting, &gateway, requests, COUNT).await? / 1e3)
+}
+
+async fn token_sizes(stage: &Stage) -> Result<Growth> {
+    let mut points = Vec::new();
+    for (name, bytes) in [("28 B", TOKEN_BYTES), ("0.5 KiB", 512), ("2 KiB", 2_048), ("8 KiB", 5_800)] {
+        let session = mint(Holds::Cookie, bytes);
+        let name = format!("{name} (JWT of {} B)", session.jwt.len());
+        let request = request_of(&session);
+        stage.save(&[session]).await?;
+        points.push((name, counted(stage, &Setting::default(), &[request]).await?));
+    }
+    Ok(Growth { file: "token-size.svg", grows: "access token", unit: THOUSANDS, points })
+}
+
+async fn routes(stage: &Stage) -> Result<Growth> {
+    let session = mint(Holds::Cookie, TOKEN_BYTES);
+    let request = request_of(&session);
+    stage.save(&[session]).await?;
+    let mut points = Vec::new();
+    for count in [0, 10, 100, 1_000] {
+        let rule = |number| format!("- {{path: '/service-{number}/{{tenant}}/things/{{id}}', access: customer}}\n");
+        let further =
+            if count == 0 { String::new() } else { format!("routes:\n{}", (0..count).map(rule).collect::<String>()) };
+        let setting = Setting { further, ..Setting::default() };
+        points.push((
+            format!("{count} and the shipped table"),
+            counted(stage, &setting, std::slice::from_ref(&request)).await?,
+        ));
+    }
+    Ok(Growth { file: "routes.svg", grows: "own routes", unit: THOUSANDS, points })
+}
+
+/// What other replicas cost one: sessions that they renew and end are heard of by all.
+async fn replicas(stage: &Stage) -> Result<Growth> {
+    let session = mint(Holds::Cookie, TOKEN_BYTES);
+    let request = request_of(&session);
+    stage.save(&[session]).await?;
+    let mut points = vec![("1".to_owned(), counted(stage, &Setting::default(), std::slice::from_ref(&request)).await?)];
+    let others = [stage.gateway(&Setting::default(), None)?, stage.gateway(&Setting::default(), None)?];
+    for other in &others {
+        saturate(other.address, std::slice::from_ref(&request), 1, 10).await?;
+    }
+    points.push(("3".to_owned(), counted(stage, &Setting::default(), &[request]).await?));
+    Ok(Growth { file: "replicas.svg", grows: "replicas", unit: THOUSANDS, points })
+}
+
+async fn header_fields(stage: &Stage) -> Result<Growth> {
+    let session = mint(Holds::Cookie, TOKEN_BYTES);
+    let mut points = Vec::new();
+    for count in [0, 10, 30, 100] {
+        let fields = (0..count).map(|number| (format!("X-Field-{number}"), "a value of twenty-four b".to_owned()));
+        let headers: Vec<_> = std::iter::once(session.presented.clone()).chain(fields).collect();
+        points.push((format!("{} more", count), vec![request(PATH, &headers)]));
+    }
+    stage.save(&[session]).await?;
+    let mut measured = Vec::new();
+    for (name, requests) in points {
+        measured.push((name, counted(stage, &Setting::default(), &requests).await?));
+    }
+    Ok(Growth { file: "headers.svg", grows: "header fields", unit: THOUSANDS, points: measured })
+}
+
+async fn threads(stage: &Stage) -> Result<Growth> {
+    let sessions: Vec<_> = (0..64).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
+    let requests: Vec<Request> = sessions.iter().map(request_of).collect();
+    stage.save(&sessions).await?;
+    let mut points = Vec::new();
+    for threads in [1, 2] {
+        let setting = Setting { threads, ..Setting::default() };
+        points.push((threads.to_string(), counted(stage, &setting, &requests).await?));
+    }
+    Ok(Growth { file: "threads.svg", grows: "proxy threads", unit: THOUSANDS, points })
+}
+
+/// What a request costs when it is one of many sessions' each time, and what memory each session takes.
+pub(crate) async fn print_sessions(stage: &Stage, counts: &[usize], rounds: usize, plots: &Path) -> Result<()> {
+    let mut points = Vec::new();
+    println!(
+        "| sessions | CPU of a request, µs | memory of the process, MiB | of a session, B | Redis, of a session, B |"
+    );
+    println!("|---|---|---|---|---|");
+    for count in counts {
+        let before = redis_memory(stage).await?;
+        let sessions: Vec<_> = (0..*count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
+        stage.save(&sessions).await?;
+        let in_redis = (redis_memory(stage).await? - before) / *count as f64;
+        let requests: Vec<Request> = sessions.iter().map(request_of).collect();
+        let setting = Setting { revalidate_after: Some("1h"), ..Setting::default() };
+        let gateway = stage.gateway(&setting, None)?;
+        saturate(gateway.address, &requests[..1], 64, 20_000).await?;
+        let empty = crate::meter::memory(gateway.pid());
+        // Once through all of them: they are hot then.
+        saturate(gateway.address, &requests, 64, *count).await?;
+        let full = crate::meter::memory(gateway.pid());
+        let shuffled = shuffled(requests);
+        let mut costs = Vec::new();
+        for _ in 0..rounds {
+            costs.push(cost(&gateway, &shuffled, 100_000).await?.total());
+        }
+        let each = (full.saturating_sub(empty)) as f64 / *count as f64;
+        let mebibytes = full as f64 / (1 << 20) as f64;
+        println!("| {count} | {:.1} | {mebibytes:.0} | {each:.0} | {in_redis:.0} |", median(&costs));
+        points.push((count.to_string(), median(&costs)));
+    }
+    plot::bars(&plots.join("sessions.svg"), "sessions", "CPU of a request, µs", &points)
+}
+
+/// In an order that no cache expects.
+fn shuffled(mut requests: Vec<Request>) -> Vec<Request> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for place in (1..requests.len()).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        requests.swap(place, (state % (place as u64 + 1)) as usize);
+    }
+    requests
+}
+
+/// Memory that Redis takes for what it keeps, in bytes.
+async fn redis_memory(stage: &Stage) -> Result<f64> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
+    redis.write_all(b"INFO memory\r\n").await?;
+    let (mut text, mut piece) = (String::new(), [0; 8_192]);
+    while !text.contains("\r\nused_memory_human") {
+        let read = redis.read(&mut piece).await?;
+        text += &String::from_utf8_lossy(&piece[..read]);
+    }
+    let used = text.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    used.and_then(|used| used.trim().parse().ok())
+        .ok_or_else(|| std::io::Error::other("Redis does not say what it takes"))
+}

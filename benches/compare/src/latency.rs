@@ -1,0 +1,123 @@
+//! What a request waits: at a third of the floor's capacity, whether those before are answered or not; on a session
+//! that is not in memory; and connections that idle.
+
+use std::io::Result;
+use std::time::Instant;
+
+use crate::load::{Request, hold, open_loop, request, saturate};
+use crate::meter::{Cpu, memory};
+use crate::mint::{Holds, mint};
+use crate::program::{Program, Setting, Stage};
+use crate::statistics::{median, microseconds, percentile, spread};
+use crate::table::{CONNECTIONS, PATH, TOKEN_BYTES, one_of_each, request_of};
+
+/// Prints the latencies of `rounds` alternated rounds.
+pub(crate) async fn print(stage: &Stage, rounds: usize) -> Result<()> {
+    let minted = one_of_each();
+    stage.save(&minted).await?;
+    let floor = stage.floor(1, None)?;
+    let gateway = stage.gateway(&Setting::default(), None)?;
+    let direct = request(PATH, &minted[0].tokens());
+    let contenders: [(&str, &Program, &Request); 2] =
+        [("floor", &floor, &direct), ("gateway, cookie", &gateway, &request_of(&minted[0]))];
+    let begun = Instant::now();
+    saturate(floor.address, std::slice::from_ref(&direct), CONNECTIONS, 20_000).await?;
+    let rate = (20_000.0 / begun.elapsed().as_secs_f64() / 3.0) as u32;
+    let mut figures = vec![(Vec::new(), Vec::new()); contenders.len()];
+    for _ in 0..rounds {
+        for ((_, program, request), (p50, p99)) in contenders.iter().zip(&mut figures) {
+            open_loop(program.address, request, rate, 1).await?;
+            let times = microseconds(&open_loop(program.address, request, rate, 5).await?);
+            p50.push(percentile(&times, 0.5));
+            p99.push(percentile(&times, 0.99));
+        }
+    }
+    println!("at {rate} requests a second, a third of what the floor can:\n");
+    println!("| | p50, µs | p99, µs |\n|---|---|---|");
+    for ((name, ..), (p50, p99)) in contenders.iter().zip(&figures) {
+        println!("| {name} | {} | {} |", spread(p50, 0), spread(p99, 0));
+    }
+    println!("\nratio of the medians: p50 {:.2}", median(&figures[1].0) / median(&figures[0].0));
+    Ok(())
+}
+
+/// Prints what a session costs that is not in memory, and that each is read once.
+pub(crate) async fn print_cold(stage: &Stage, count: usize) -> Result<()> {
+    let sessions: Vec<_> = (0..count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
+    stage.save(&sessions).await?;
+    let requests: Vec<Request> = sessions.iter().map(request_of).collect();
+    let gateway = stage.gateway(&Setting::default(), None)?;
+    let few = &requests[..1_000.min(count)];
+    let cold = microseconds(&saturate(gateway.address, few, 1, few.len()).await?);
+    let hot = microseconds(&saturate(gateway.address, few, 1, few.len()).await?);
+    let added = median(&cold) - median(&hot);
+    println!(
+        "one after the other: p50 {:.0} µs cold, {:.0} µs hot, {added:.0} µs between",
+        median(&cold),
+        median(&hot)
+    );
+    let get = redis_get(stage).await?;
+    println!("one GET of Redis by itself: p50 {get:.0} µs");
+
+    let gateway = stage.gateway(&Setting::default(), None)?;
+    let before = gets(stage).await?;
+    saturate(gateway.address, &requests, 256.min(count), count).await?;
+    println!("{count} requests on {count} cold sessions: no error, {} GETs", gets(stage).await? - before);
+    Ok(())
+}
+
+/// Prints what idle connections take.
+pub(crate) async fn print_idle(stage: &Stage) -> Result<()> {
+    let minted = one_of_each();
+    stage.save(&minted).await?;
+    let floor = stage.floor(1, None)?;
+    let gateway = stage.gateway(&Setting::default(), None)?;
+    let direct = request(PATH, &minted[0].tokens());
+    println!("| | memory of an idle connection, KiB | CPU of 5,000 that idle for 5 s, ms |\n|---|---|---|");
+    let contenders = [("floor", &floor, &direct), ("gateway", &gateway, &request_of(&minted[0]))];
+    for (name, program, request) in contenders {
+        let (few, many) = (500, 5_500);
+        let first = hold(program.address, request, few).await?;
+        let before = memory(program.pid());
+        let second = hold(program.address, request, many - few).await?;
+        let each = memory(program.pid()).saturating_sub(before) as f64 / (many - few) as f64 / 1024.0;
+        let busy = Cpu::of(program.pid());
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        let idling = Cpu::of(program.pid()).each_since(busy, 1).total() / 1e3;
+        println!("| {name} | {each:.1} | {idling:.0} |");
+        drop((first, second));
+    }
+    Ok(())
+}
+
+/// What one GET of a record takes, in microseconds.
+async fn redis_get(stage: &Stage) -> Result<f64> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
+    redis.set_nodelay(true)?;
+    let mut piece = vec![0; 64 * 1024];
+    redis.write_all(b"SET probe ").await?;
+    redis.write_all(&[b'x'; 900]).await?;
+    redis.write_all(b"\r\n").await?;
+    let _ = redis.read(&mut piece).await?;
+    let mut times = Vec::new();
+    for _ in 0..1_000 {
+        let sent = Instant::now();
+        redis.write_all(b"GET probe\r\n").await?;
+        let _ = redis.read(&mut piece).await?;
+        times.push(sent.elapsed());
+    }
+    Ok(median(&microseconds(&times)))
+}
+
+/// How many GETs Redis has answered.
+async fn gets(stage: &Stage) -> Result<u64> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
+    redis.write_all(b"INFO commandstats\r\n").await?;
+    let mut piece = vec![0; 64 * 1024];
+    let read = redis.read(&mut piece).await?;
+    let text = String::from_utf8_lossy(&piece[..read]).into_owned();
+    let calls = |line: &str| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok();
+    Ok(text.lines().find_map(calls).unwrap_or(0))
+}

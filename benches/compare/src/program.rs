@@ -1,0 +1,177 @@
+//! The programs of a comparison: started on loopback, ended with the value that stands for them.
+
+use std::fs;
+use std::io::{Error, Result};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use emporix_gateway::config::{self, Config};
+use tempfile::TempDir;
+
+use crate::meter::Counting;
+use crate::mint::{self, Minted, PASSPHRASE};
+use crate::peers::Certificate;
+
+/// A program that listens.
+pub(crate) struct Program {
+    child: Child,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Program {
+    /// Starts `command` and waits until something listens at `port`.
+    pub(crate) fn start(mut command: Command, port: u16, folder: TempDir) -> Result<Self> {
+        let log = fs::File::create(folder.path().join("log"))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        let child = child.map_err(|error| Error::other(format!("{}: {error}", command.get_program().display())))?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut program = Self { child, address, folder };
+        let until = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(address).is_err() {
+            if Instant::now() > until || program.child.try_wait()?.is_some() {
+                let log = fs::read_to_string(program.folder.path().join("log")).unwrap_or_default();
+                return Err(Error::other(format!("{} does not listen: {log}", command.get_program().display())));
+            }
+            pause();
+        }
+        Ok(program)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it keeps what it writes.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            pause();
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for another process: there is nothing to await.
+#[expect(clippy::disallowed_methods, reason = "other processes begin and end in their own time")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+/// A port that is free now.
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// What every comparison stands on: the API, and a Redis that keeps nothing.
+pub(crate) struct Stage {
+    pub(crate) api: Program,
+    pub(crate) redis: Program,
+    /// Where the programs lie that are measured.
+    programs: PathBuf,
+}
+
+/// How a gateway is set up, beside what every comparison needs.
+#[derive(Default)]
+pub(crate) struct Setting<'s> {
+    /// Proxy threads; 0 means one.
+    pub(crate) threads: usize,
+    /// Certificate of its listener.
+    pub(crate) tls: Option<&'s Certificate>,
+    /// How long a session is served before it is read again; as shipped when none.
+    pub(crate) revalidate_after: Option<&'s str>,
+    /// YAML of further sections.
+    pub(crate) further: String,
+}
+
+impl Stage {
+    /// Starts the API and Redis.
+    pub(crate) fn set(programs: PathBuf) -> Result<Self> {
+        let (port, api) = (free_port()?, TempDir::new()?);
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["api", &port.to_string()]);
+        let api = Program::start(command, port, api)?;
+        let (port, folder) = (free_port()?, TempDir::new()?);
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.current_dir(folder.path());
+        Ok(Self { api, redis: Program::start(command, port, folder)?, programs })
+    }
+
+    /// The stock Pingora proxy.
+    pub(crate) fn floor(&self, threads: usize, counting: Option<Counting>) -> Result<Program> {
+        let (port, folder) = (free_port()?, TempDir::new()?);
+        let mut command = self.command("floor", counting, folder.path());
+        command.args([port.to_string(), self.api.address.to_string(), threads.to_string()]);
+        Program::start(command, port, folder)
+    }
+
+    /// A gateway.
+    pub(crate) fn gateway(&self, setting: &Setting<'_>, counting: Option<Counting>) -> Result<Program> {
+        let (port, folder) = (free_port()?, TempDir::new()?);
+        let file = folder.path().join("gateway.yaml");
+        fs::write(&file, self.configuration(port, setting)?)?;
+        let mut command = self.command("emporix-gateway", counting, folder.path());
+        command.args(["serve", "--config"]).arg(file);
+        Program::start(command, port, folder)
+    }
+
+    /// Puts sessions where every gateway of this stage finds them.
+    pub(crate) async fn save(&self, sessions: &[Minted]) -> Result<()> {
+        let text = self.configuration(free_port()?, &Setting::default())?;
+        let config: Config = config::parse("bench.yaml", &text, std::iter::empty())
+            .map_err(|faults| Error::other(faults.to_string()))?;
+        mint::save(&config, sessions).await
+    }
+
+    fn configuration(&self, port: u16, setting: &Setting<'_>) -> Result<String> {
+        let (admin, threads) = (free_port()?, setting.threads.max(1));
+        let tls = setting.tls.map_or(String::new(), |tls| {
+            let (chain, key) = (tls.chain.display(), tls.key.display());
+            format!(", tls: {{certificate_file: '{chain}', key_file: '{key}'}}")
+        });
+        Ok(format!(
+            "listen: {{public: '127.0.0.1:{port}', threads: {threads}{tls}}}\n\
+             upstream: {{base_url: 'http://{api}'}}\n\
+             admin: {{listen: '127.0.0.1:{admin}'}}\n\
+             cookie: {{insecure_loopback: true}}\n\
+             tenants: {{acme: {{client_id: bench, saas_token: {{mode: hs256, secret: {PASSPHRASE}, accept: true}}}}}}\n\
+             store:\n  kind: redis\n  redis: {{url: 'redis://{redis}', response_timeout: 5s}}\n\
+             \x20 seal: {{active: a, keys: [{{id: a, secret: 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='}}]}}\n\
+             hot_cache: {{max_bytes: 4294967296, revalidate_after: {revalidate_after}}}\n{further}",
+            revalidate_after = setting.revalidate_after.unwrap_or("30s"),
+            api = self.api.address,
+            redis = self.redis.address,
+            further = setting.further
+        ))
+    }
+
+    /// A program to be measured, in callgrind where that is how its instructions are counted.
+    fn command(&self, name: &str, counting: Option<Counting>, folder: &Path) -> Command {
+        let program = self.programs.join(name);
+        if counting != Some(Counting::Callgrind) {
+            return Command::new(program);
+        }
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "-q"]);
+        command.arg(format!("--callgrind-out-file={}/callgrind.out", folder.display())).arg(program);
+        // A copy of a block is one instruction to the processor and thousands to callgrind: copy in loops.
+        command.env("GLIBC_TUNABLES", "glibc.cpu.x86_rep_movsb_threshold=1073741824");
+        command
+    }
+}

@@ -1,0 +1,265 @@
+//! Metric families that are counted thread by thread and summed when they are read.
+//! A request touches no number that a request on another thread touches.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+use prometheus::{Opts, Registry};
+use thread_local::ThreadLocal;
+
+use super::Label;
+
+/// Numbers that every thread has for itself. Only sums mean anything, and they wrap.
+pub(super) struct Tally {
+    cells: ThreadLocal<Box<[AtomicU64]>>,
+    length: usize,
+}
+
+impl Tally {
+    pub(super) const fn new(length: usize) -> Self {
+        Self { cells: ThreadLocal::new(), length }
+    }
+
+    /// Adds to the number at `index`.
+    pub(super) fn add(&self, index: usize, amount: u64) {
+        let cells = self.cells.get_or(|| (0..self.length).map(|_| AtomicU64::new(0)).collect());
+        // No other thread writes here: a load and a store lose nothing, and lock nothing.
+        let cell = &cells[index];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// The number at `index`, of all threads together.
+    pub(super) fn sum(&self, index: usize) -> u64 {
+        self.cells.iter().fold(0, |sum, cells| sum.wrapping_add(cells[index].load(Ordering::Relaxed)))
+    }
+}
+
+/// How many of something there are, when each is counted in and counted out, on whatever thread.
+pub struct Census(Tally);
+
+impl Default for Census {
+    fn default() -> Self {
+        Self(Tally::new(1))
+    }
+}
+
+impl Census {
+    /// Counts one in.
+    pub fn enter(&self) {
+        self.0.add(0, 1);
+    }
+
+    /// Counts one out.
+    pub fn leave(&self) {
+        self.0.add(0, 1_u64.wrapping_neg());
+    }
+
+    /// How many are in.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        usize::try_from(self.0.sum(0)).unwrap_or(usize::MAX)
+    }
+}
+
+/// A family of series, as Prometheus collects it.
+struct Family {
+    desc: Desc,
+    kind: MetricType,
+    /// The labels of each series.
+    labels: Vec<Vec<LabelPair>>,
+    tally: Tally,
+    read: fn(&Tally, usize) -> proto::Metric,
+}
+
+#[derive(Clone)]
+struct Registered(Arc<Family>);
+
+impl Registered {
+    fn new(
+        registry: &Registry,
+        (name, help): (&str, &str),
+        mut labels: Vec<Vec<LabelPair>>,
+        (kind, cells, read): (MetricType, usize, fn(&Tally, usize) -> proto::Metric),
+    ) -> prometheus::Result<Self> {
+        for series in &mut labels {
+            series.sort_by(|one, other| one.name().cmp(other.name()));
+        }
+        let names = labels.first().into_iter().flatten().map(|pair| pair.name().to_owned()).collect();
+        let desc = Desc::new(name.to_owned(), help.to_owned(), names, Opts::new(name, help).const_labels)?;
+        let tally = Tally::new(labels.len() * cells);
+        let family = Self(Arc::new(Family { desc, kind, labels, tally, read }));
+        registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+}
+
+impl Collector for Registered {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.0.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Family { desc, kind, labels, tally, read } = &*self.0;
+        let metrics = labels.iter().enumerate().map(|(series, labels)| {
+            let mut metric = read(tally, series);
+            metric.set_label(labels.clone());
+            metric
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(desc.fq_name.clone());
+        family.set_help(desc.help.clone());
+        family.set_field_type(*kind);
+        family.set_metric(metrics.collect());
+        vec![family]
+    }
+}
+
+fn pair(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+fn read_counter(tally: &Tally, series: usize) -> proto::Metric {
+    let mut counter = proto::Counter::default();
+    counter.set_value(tally.sum(series) as f64);
+    let mut metric = proto::Metric::default();
+    metric.set_counter(counter);
+    metric
+}
+
+/// One counter for each value of a label.
+pub struct Counters<A>(Registered, PhantomData<A>);
+
+impl<A: Label> Counters<A> {
+    pub(super) fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
+        let labels = A::ALL.iter().map(|value| vec![pair(label, value.text())]).collect();
+        let counter = (MetricType::COUNTER, 1, read_counter as fn(&Tally, usize) -> _);
+        Ok(Self(Registered::new(registry, (name, help), labels, counter)?, PhantomData))
+    }
+
+    /// Counts one.
+    pub fn count(&self, value: A) {
+        self.0.0.tally.add(value.index(), 1);
+    }
+}
+
+/// One counter for each pair of values of two labels.
+pub struct CounterGrid<A, B>(Registered, PhantomData<(A, B)>);
+
+impl<A: Label, B: Label> CounterGrid<A, B> {
+    pub(super) fn register(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> prometheus::Result<Self> {
+        let pairs = A::ALL.iter().flat_map(|first| B::ALL.iter().map(move |second| (first, second)));
+        let labels = pairs.map(|(first, second)| vec![pair(labels[0], first.text()), pair(labels[1], second.text())]);
+        let counter = (MetricType::COUNTER, 1, read_counter as fn(&Tally, usize) -> _);
+        Ok(Self(Registered::new(registry, (name, help), labels.collect(), counter)?, PhantomData))
+    }
+
+    /// Counts one.
+    pub fn count(&self, first: A, second: B) {
+        self.0.0.tally.add(first.index() * B::ALL.len() + second.index(), 1);
+    }
+}
+
+/// Upper bounds of a timer's buckets, in microseconds.
+const BOUNDS: [u64; 12] =
+    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+
+/// Cells of one timer: its buckets, what is beyond them, and the sum in nanoseconds.
+const CELLS: usize = BOUNDS.len() + 2;
+
+/// One histogram of seconds for each value of a label.
+pub struct Timers<A>(Registered, PhantomData<A>);
+
+impl<A: Label> Timers<A> {
+    pub(super) fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
+        let labels = A::ALL.iter().map(|value| vec![pair(label, value.text())]).collect();
+        let timer = (MetricType::HISTOGRAM, CELLS, read_timer as fn(&Tally, usize) -> _);
+        Ok(Self(Registered::new(registry, (name, help), labels, timer)?, PhantomData))
+    }
+
+    /// Records one duration.
+    pub fn record(&self, value: A, elapsed: Duration) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.iter().position(|bound| nanos <= bound * 1_000).unwrap_or(BOUNDS.len());
+        let first = value.index() * CELLS;
+        self.0.0.tally.add(first + bucket, 1);
+        self.0.0.tally.add(first + CELLS - 1, nanos);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+fn read_timer(tally: &Tally, series: usize) -> proto::Metric {
+    let first = series * CELLS;
+    let mut count = 0;
+    let mut buckets = Vec::with_capacity(BOUNDS.len());
+    for (place, bound) in BOUNDS.iter().enumerate() {
+        count += tally.sum(first + place);
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(*bound as f64 / 1e6);
+        bucket.set_cumulative_count(count);
+        buckets.push(bucket);
+    }
+    let mut histogram = proto::Histogram::default();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(count + tally.sum(first + BOUNDS.len()));
+    histogram.set_sample_sum(tally.sum(first + CELLS - 1) as f64 / 1e9);
+    let mut metric = proto::Metric::default();
+    metric.set_histogram(histogram);
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Metrics, Outcome, RouteClass};
+    use super::*;
+
+    #[test]
+    fn threads_count_together() {
+        let tally = Tally::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1_000).for_each(|_| tally.add(1, 2)));
+            }
+        });
+        assert_eq!((tally.sum(0), tally.sum(1)), (0, 8_000));
+    }
+
+    #[test]
+    fn who_enters_on_one_thread_may_leave_on_another() {
+        let census = Census::default();
+        census.enter();
+        census.enter();
+        std::thread::scope(|scope| scope.spawn(|| census.leave()).join()).unwrap();
+        assert_eq!(census.count(), 1);
+    }
+
+    #[test]
+    fn a_timer_is_read_as_prometheus_reads_histograms() {
+        let metrics = Metrics::new().unwrap();
+        for millis in [0, 1, 2, 40_000] {
+            metrics.request_seconds.record(RouteClass::Login, Duration::from_millis(millis));
+        }
+        metrics.requests.count(RouteClass::Login, Outcome::Success);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"gateway_request_seconds_bucket{route="login",le="0.0005"} 1"#,
+            r#"gateway_request_seconds_bucket{route="login",le="0.001"} 2"#,
+            r#"gateway_request_seconds_bucket{route="login",le="0.0025"} 3"#,
+            r#"gateway_request_seconds_bucket{route="login",le="30"} 3"#,
+            r#"gateway_request_seconds_bucket{route="login",le="+Inf"} 4"#,
+            r#"gateway_request_seconds_sum{route="login"} 40.003"#,
+            r#"gateway_request_seconds_count{route="login"} 4"#,
+            "# TYPE gateway_request_seconds histogram",
+            "# TYPE gateway_requests_total counter",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
