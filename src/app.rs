@@ -268,7 +268,7 @@ fn check_certificate(tls: &TlsSection) -> Result<(), StartError> {
 /// A listener whose idle connections are cheap: Pingora keeps 64 KiB for reading on each unless told otherwise, and reads
 /// larger pieces past the buffer anyway.
 fn listener(address: SocketAddr) -> ListenerConfig {
-    const READ_BYTES: usize = 4096;
+    const READ_BYTES: usize = 1024;
     ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(READ_BYTES))
 }
 

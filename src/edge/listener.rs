@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use http::Method;
 use pingora::ErrorType;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 
 use super::respond::Answer;
@@ -24,6 +25,9 @@ use crate::telemetry::{Census, Outcome, RouteClass};
 
 /// How long an idle connection is kept, in seconds.
 pub(super) const KEEPALIVE_SECONDS: u64 = 60;
+
+/// Requests over one connection.
+const MOST_REQUESTS: u32 = 10_000;
 
 /// Bound on a head that comes piece by piece: a client that trickles it is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -44,50 +48,95 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The public listener's application: one request after the other on each connection.
-pub struct PublicListener(pub(super) Arc<Gateway>);
+/// The public listener's application.
+pub struct PublicListener {
+    gateway: Arc<Gateway>,
+    http2: Arc<Http2>,
+}
+
+impl PublicListener {
+    pub(super) fn new(gateway: Arc<Gateway>) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
+        Self { http2: Arc::new(Http2 { gateway: gateway.clone(), options }), gateway }
+    }
+}
 
 #[async_trait]
-impl HttpServerApp for PublicListener {
+impl ServerApp for PublicListener {
+    /// HTTP/1.1 goes on in a task of its own: Pingora's holds the room for a TLS handshake as long as it lives.
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            return self.http2.process_new(stream, shutdown).await;
+        }
+        tokio::spawn(serve(self.gateway.clone(), stream));
+        None
+    }
+}
+
+/// What Pingora's way of HTTP/2 calls for each stream.
+struct Http2 {
+    gateway: Arc<Gateway>,
+    options: HttpServerOptions,
+}
+
+#[async_trait]
+impl HttpServerApp for Http2 {
     async fn process_new_http(
         self: &Arc<Self>,
-        http: ServerSession,
+        mut http: ServerSession,
         _shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        self.0.serve(http).await
+        if self.gateway.takes_head(&mut http).await {
+            Box::pin(self.gateway.attend(Box::new(http))).await;
+        }
+        None
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.0.options)
+        Some(&self.options)
+    }
+}
+
+/// Serves a connection: one request after the other. Idle connections are what there is most of: what only a request
+/// needs is boxed, so that they do not hold the room for it.
+async fn serve(gateway: Arc<Gateway>, stream: Stream) {
+    let mut http = Box::new(ServerSession::new_http1(stream));
+    http.set_keepalive(Some(KEEPALIVE_SECONDS));
+    http.set_keepalive_reuses_remaining(Some(MOST_REQUESTS));
+    while gateway.takes_head(&mut http).await {
+        match Box::pin(gateway.attend(http)).await {
+            Some(next) => http = next,
+            None => return,
+        }
     }
 }
 
 impl Gateway {
-    /// One request: waits for its head, then attends to it. Idle connections are what there is most of: what only a
-    /// request needs is boxed, so that they do not hold the room for it.
-    async fn serve(&self, mut http: ServerSession) -> Option<ReusedHttpStream> {
+    /// Waits for a request's head. False when none comes that can be attended to.
+    async fn takes_head(&self, http: &mut ServerSession) -> bool {
         match within_bounds(http.read_request()).await {
-            Some(Ok(true)) => Box::pin(self.attend(http)).await,
+            Some(Ok(came)) => came,
             // The error's text may quote the request: it is not logged.
             Some(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
                 Box::pin(self.refuse_unread(http)).await;
-                None
+                false
             }
-            _ => None,
+            _ => false,
         }
     }
 
     /// Answers a head that cannot be parsed, and closes the connection.
-    async fn refuse_unread(&self, mut http: ServerSession) {
+    async fn refuse_unread(&self, http: &mut ServerSession) {
         let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
         self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
         // The connection closes either way.
-        let _ = problem.write_unread(&mut http).await;
+        let _ = problem.write_unread(http).await;
         http.shutdown().await;
     }
 
-    /// Sends a request its way, ends it, and gives the connection back if it can be used again.
-    async fn attend(&self, mut http: ServerSession) -> Option<ReusedHttpStream> {
+    /// Sends a request its way and ends it. Returns the connection if it can be used again.
+    async fn attend(&self, mut http: Box<ServerSession>) -> Option<Box<ServerSession>> {
         let under_way = UnderWay::new(&self.under_way);
         let started = Instant::now();
         http.set_pipelining_enabled(true);
@@ -114,10 +163,20 @@ impl Gateway {
             http.shutdown().await;
             return None;
         }
-        let settings = HttpPersistentSettings::for_session(&http);
-        let stream = http.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+        renewed(http).await
     }
+}
+
+/// The connection with nothing left of its request, if it can be used again.
+async fn renewed(http: Box<ServerSession>) -> Option<Box<ServerSession>> {
+    let settings = HttpPersistentSettings::for_session(&http);
+    let stream = http.finish().await.ok().flatten()?;
+    let (stream, settings) = ReusedHttpStream::from_reusable_stream(stream, settings).consume();
+    let mut http = Box::new(ServerSession::new_http1(stream));
+    if let Some(settings) = settings {
+        settings.apply_to_session(&mut http);
+    }
+    Some(http)
 }
 
 /// Waits for a head: for its first bytes as long as the connection may idle, from then on for [`HEAD_TIMEOUT`]. No timer

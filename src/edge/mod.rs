@@ -25,12 +25,11 @@ mod webhook;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::header::{HOST, SET_COOKIE};
 use http::{HeaderMap, Method, Version};
 use ipnet::IpNet;
-use pingora::apps::HttpServerOptions;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
@@ -41,7 +40,7 @@ use crate::error::GatewayError;
 use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
 use limits::Limits;
-use listener::{KEEPALIVE_SECONDS, PublicListener, final_head};
+use listener::{PublicListener, final_head};
 use respond::{Answer, Cookies};
 use route::{Route, RouteTable};
 use slots::Presented;
@@ -62,7 +61,6 @@ pub struct Gateway {
     trusted_proxies: Vec<IpNet>,
     log_access: bool,
     metrics: Arc<Metrics>,
-    options: HttpServerOptions,
     under_way: Census,
     /// Requests that are being repeated with renewed tokens.
     repeats: AtomicUsize,
@@ -95,9 +93,6 @@ impl Gateway {
         };
         let hosts =
             config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
-        options.keepalive_request_limit = Some(10_000);
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)?,
@@ -111,7 +106,6 @@ impl Gateway {
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
-            options,
             under_way: Census::default(),
             repeats: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -129,7 +123,7 @@ impl Gateway {
     /// The application of the public listener.
     #[must_use]
     pub fn listener(self: &Arc<Self>) -> PublicListener {
-        PublicListener(self.clone())
+        PublicListener::new(self.clone())
     }
 
     /// Keeps the API's name resolved and what idles tidy; runs until dropped.
