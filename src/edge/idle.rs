@@ -34,12 +34,13 @@ impl Idle {
         Self { shelves: ThreadLocal::new(), most, longest }
     }
 
-    /// A connection to `address` that is open as far as can be known without asking. Those that turn out to be of no
-    /// use any more are dropped on the way.
+    /// The newest connection to `address` that is open as far as can be known without asking. Those that are not are
+    /// dropped on the way.
     pub(super) fn take(&self, address: SocketAddr) -> Option<Stream> {
         let mut shelf = self.shelf();
-        while let Some(mut kept) = shelf.pop_back() {
-            if kept.address == address && kept.since.elapsed() < self.longest && is_open(&mut kept.stream) {
+        while let Some(place) = shelf.iter().rposition(|kept| kept.address == address) {
+            let mut kept = shelf.remove(place)?;
+            if self.is_useful(&mut kept) {
                 return Some(kept.stream);
             }
         }
@@ -49,17 +50,21 @@ impl Idle {
     /// Keeps a connection to `address`; the oldest one goes when there is no room.
     pub(super) fn keep(&self, stream: Stream, address: SocketAddr) {
         let mut shelf = self.shelf();
-        if shelf.len() >= self.most {
+        shelf.push_back(Kept { stream, address, since: Instant::now() });
+        if shelf.len() > self.most {
             shelf.pop_front();
         }
-        shelf.push_back(Kept { stream, address, since: Instant::now() });
     }
 
     /// Drops what the API has closed, or was kept for long enough.
     pub(super) fn sweep(&self) {
         for shelf in &self.shelves {
-            lock(shelf).retain_mut(|kept| kept.since.elapsed() < self.longest && is_open(&mut kept.stream));
+            lock(shelf).retain_mut(|kept| self.is_useful(kept));
         }
+    }
+
+    fn is_useful(&self, kept: &mut Kept) -> bool {
+        kept.since.elapsed() < self.longest && is_open(&mut kept.stream)
     }
 
     fn shelf(&self) -> MutexGuard<'_, VecDeque<Kept>> {
@@ -126,13 +131,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_address_an_old_connection_and_one_too_many_are_dropped() {
-        let idle = Idle::new(1, Duration::from_secs(60));
+    async fn a_connection_to_another_address_waits_for_its_turn() {
+        let idle = Idle::new(8, Duration::from_secs(60));
         let other = SocketAddr::new(ADDRESS.ip(), 2);
         let (_far, near) = connection().await;
+        idle.keep(near, ADDRESS);
+        let (_far_too, near) = connection().await;
         idle.keep(near, other);
-        assert!(idle.take(ADDRESS).is_none() && idle.take(other).is_none());
+        assert!(idle.take(ADDRESS).is_some());
+        assert!(idle.take(ADDRESS).is_none());
+        assert!(idle.take(other).is_some());
+    }
 
+    #[tokio::test]
+    async fn an_old_connection_and_one_too_many_are_dropped() {
+        let none = Idle::new(0, Duration::from_secs(60));
+        let (_far, near) = connection().await;
+        none.keep(near, ADDRESS);
+        assert!(none.take(ADDRESS).is_none());
+
+        let idle = Idle::new(1, Duration::from_secs(60));
         let (_far, first) = connection().await;
         let (_far_too, second) = connection().await;
         let kept = second.id();

@@ -29,7 +29,8 @@ pub(super) const KEEPALIVE_SECONDS: u64 = 60;
 /// Requests over one connection.
 const MOST_REQUESTS: u32 = 10_000;
 
-/// Bound on a head that comes piece by piece: a client that trickles it is cut off.
+/// Bound on a head that comes piece by piece, from its second piece on: a client that trickles it is cut off. Before that,
+/// each wait is bounded by [`KEEPALIVE_SECONDS`].
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Counts a request as under way while it lives.
@@ -179,8 +180,8 @@ async fn renewed(http: Box<ServerSession>) -> Option<Box<ServerSession>> {
     Some(http)
 }
 
-/// Waits for a head: for its first bytes as long as the connection may idle, from then on for [`HEAD_TIMEOUT`]. No timer
-/// is set for a head that comes in one piece.
+/// Waits for a head: as long as the connection may idle, and once it was woken without a whole head, for [`HEAD_TIMEOUT`].
+/// No timer is set for a head that comes in one piece.
 async fn within_bounds<T>(read: impl Future<Output = T>) -> Option<T> {
     let mut read = pin!(read);
     let mut woken = false;

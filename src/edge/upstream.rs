@@ -105,23 +105,23 @@ impl Upstream {
 
     /// A connection: a pooled one, or a new one; another address is tried where one cannot be reached.
     pub(super) async fn connect(&self, read_timeout: Option<Duration>) -> Result<Line, GatewayError> {
-        let idle = {
-            let peers = self.peers.load();
-            let turn = self.turn.load(Ordering::Relaxed);
-            let address = peers.get(turn % peers.len().max(1)).map(|(address, _)| *address);
-            address.and_then(|address| Some((self.idle.take(address)?, address)))
-        };
-        let (stream, address, reused) = match idle {
-            Some((stream, address)) => (stream, address, true),
-            None => {
-                let (stream, address) = Box::pin(self.reach()).await?;
-                (stream, address, false)
-            }
+        let idle = self.address().and_then(|address| Some((self.idle.take(address)?, address)));
+        let reused = idle.is_some();
+        let (stream, address) = match idle {
+            Some(idle) => idle,
+            None => Box::pin(self.reach()).await?,
         };
         let mut session = Box::new(HttpSession::new(stream));
         session.read_timeout = Some(read_timeout.unwrap_or(self.section.read_timeout));
         session.write_timeout = Some(self.section.write_timeout);
         Ok(Line { session, reused, address })
+    }
+
+    /// The address whose turn it is.
+    fn address(&self) -> Option<SocketAddr> {
+        let peers = self.peers.load();
+        let turn = self.turn.load(Ordering::Relaxed);
+        peers.get(turn % peers.len().max(1)).map(|(address, _)| *address)
     }
 
     /// Connects to the first address that can be reached.

@@ -24,7 +24,8 @@ pub struct HotCache {
 struct Stripe {
     /// Counts the words that ended what was known.
     epoch: AtomicU64,
-    /// Counts those, and what was kept in the place of something.
+    /// Raised whenever what is known has changed, and always after that: whoever reads it first and the session then, or
+    /// finds it as it was, has the session that is known.
     version: AtomicU64,
 }
 
@@ -34,13 +35,15 @@ struct Place {
     /// The key that was asked for last. Only one that is asked for twice in a row moves in: a thread that sees every
     /// session once is not slowed down by the moves.
     asked: Option<SessionKey>,
-    tenant: Option<Resident>,
+    resident: Option<Resident>,
+    /// How often a resident was found here.
+    found: u8,
 }
 
 #[derive(Clone)]
 struct Resident {
     session: Arc<ReadySession>,
-    /// Its stripe's version as it moved in: with another one, it may not be what is known now.
+    /// Its stripe's version before it was looked up.
     version: u64,
 }
 
@@ -52,6 +55,8 @@ impl HotCache {
     const STRIPES: usize = 4096;
     /// Places of one thread.
     const PLACES: usize = 1024;
+    /// One in so many uses nearby is a use of the shared cache too, which would forget what nobody asks it for.
+    const PRESENTED: u8 = 64;
 
     /// An empty cache of about `max_bytes`; entries are dropped `longest_life` after they were kept.
     #[must_use]
@@ -73,16 +78,17 @@ impl HotCache {
         let mut places = places.try_borrow_mut().ok()?;
         let place = &mut places[Self::share_of(key) % Self::PLACES];
         let version = self.stripe(key).version.load(Ordering::Acquire);
-        let at_home = |resident: &&Resident| resident.session.key == *key && resident.version == version;
-        if let Some(resident) = place.tenant.as_ref().filter(at_home)
-            && resident.session.is_live()
-            && good(&resident.session)
-        {
-            return Some(resident.session.clone());
+        if let Some(resident) = place.resident.as_ref().filter(|resident| resident.session.key == *key) {
+            place.found = place.found.wrapping_add(1);
+            let known = resident.version == version && resident.session.is_live();
+            if known && good(&resident.session) && place.found % Self::PRESENTED != 0 {
+                return Some(resident.session.clone());
+            }
+            place.resident = None;
         }
         let session = self.peek(key).filter(|session| good(session))?;
         if place.asked.replace(*key) == Some(*key) {
-            place.tenant = Some(Resident { session: session.clone(), version });
+            place.resident = Some(Resident { session: session.clone(), version });
         }
         Some(session)
     }
@@ -122,19 +128,23 @@ impl HotCache {
         }
     }
 
-    /// Drops the session, for everyone who holds it too.
+    /// Drops the session: it is found nowhere any more, and over for those who hold what is shared of it.
     pub fn forget(&self, key: &SessionKey) {
-        self.pass_word(key);
+        let stripe = self.stripe(key);
+        stripe.epoch.fetch_add(1, Ordering::AcqRel);
         self.end_entry(key);
         self.entries.invalidate(key);
+        stripe.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The store may hold another session of this key by now; what is known serves only where it cannot be asked.
     pub fn doubt(&self, key: &SessionKey) {
-        self.pass_word(key);
+        let stripe = self.stripe(key);
+        stripe.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(known) = self.entries.get(key) {
             known.doubt();
         }
+        stripe.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Sessions and bytes kept, as estimated.
@@ -147,12 +157,6 @@ impl HotCache {
         if let Some(known) = self.entries.get(key) {
             known.end();
         }
-    }
-
-    fn pass_word(&self, key: &SessionKey) {
-        let stripe = self.stripe(key);
-        stripe.epoch.fetch_add(1, Ordering::AcqRel);
-        stripe.version.fetch_add(1, Ordering::AcqRel);
     }
 
     fn stripe(&self, key: &SessionKey) -> &Stripe {
@@ -217,6 +221,27 @@ mod tests {
             assert!(held.is_live(), "nobody could tell the entry itself");
             assert!(cache.get(&KEY, any).is_none());
         }
+    }
+
+    #[test]
+    fn the_shared_cache_hears_of_what_is_used_nearby_and_a_place_of_what_is_over() {
+        let (cache, held) = (cache(), ready());
+        cache.keep_read(cache.begin(&KEY), &held);
+        for _ in 0..3 {
+            assert!(cache.get(&KEY, |_| true).is_some());
+        }
+        cache.entries.invalidate(&KEY);
+        let uses = (0..1_000).take_while(|_| cache.get(&KEY, |_| true).is_some()).count();
+        assert!((1..=64).contains(&uses), "{uses} uses were all nearby");
+
+        cache.keep_read(cache.begin(&KEY), &held);
+        for _ in 0..3 {
+            assert!(cache.get(&KEY, |_| true).is_some());
+        }
+        cache.forget(&KEY);
+        assert!(cache.get(&KEY, |_| true).is_none());
+        let places = cache.nearby.get().unwrap().borrow();
+        assert!(places.iter().all(|place| place.resident.is_none()), "no place holds its tokens");
     }
 
     #[test]

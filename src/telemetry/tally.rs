@@ -13,7 +13,7 @@ use thread_local::ThreadLocal;
 
 use super::Label;
 
-/// Numbers that every thread has for itself. Only sums mean anything, and they wrap.
+/// Numbers that every thread has for itself, and only adds to. A sum that is taken meanwhile is no snapshot.
 pub(super) struct Tally {
     cells: ThreadLocal<Box<[AtomicU64]>>,
     length: usize,
@@ -29,12 +29,12 @@ impl Tally {
         let cells = self.cells.get_or(|| (0..self.length).map(|_| AtomicU64::new(0)).collect());
         // No other thread writes here: a load and a store lose nothing, and lock nothing.
         let cell = &cells[index];
-        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Release);
     }
 
     /// The number at `index`, of all threads together.
     pub(super) fn sum(&self, index: usize) -> u64 {
-        self.cells.iter().fold(0, |sum, cells| sum.wrapping_add(cells[index].load(Ordering::Relaxed)))
+        self.cells.iter().fold(0, |sum, cells| sum.wrapping_add(cells[index].load(Ordering::Acquire)))
     }
 }
 
@@ -43,25 +43,30 @@ pub struct Census(Tally);
 
 impl Default for Census {
     fn default() -> Self {
-        Self(Tally::new(1))
+        Self(Tally::new(2))
     }
 }
 
 impl Census {
+    const ENTERED: usize = 0;
+    const LEFT: usize = 1;
+
     /// Counts one in.
     pub fn enter(&self) {
-        self.0.add(0, 1);
+        self.0.add(Self::ENTERED, 1);
     }
 
     /// Counts one out.
     pub fn leave(&self) {
-        self.0.add(0, 1_u64.wrapping_neg());
+        self.0.add(Self::LEFT, 1);
     }
 
-    /// How many are in.
+    /// How many are in. Who moves while it counts may be counted in though out, never the other way: those who left are
+    /// counted before those who entered.
     #[must_use]
     pub fn count(&self) -> usize {
-        usize::try_from(self.0.sum(0)).unwrap_or(usize::MAX)
+        let left = self.0.sum(Self::LEFT);
+        usize::try_from(self.0.sum(Self::ENTERED).wrapping_sub(left)).unwrap_or(usize::MAX)
     }
 }
 
@@ -171,7 +176,7 @@ impl<A: Label, B: Label> CounterGrid<A, B> {
 const BOUNDS: [u64; 12] =
     [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
 
-/// Cells of one timer: its buckets, what is beyond them, and the sum in nanoseconds.
+/// Cells of one timer: its buckets, what is beyond them, and the sum in microseconds.
 const CELLS: usize = BOUNDS.len() + 2;
 
 /// One histogram of seconds for each value of a label.
@@ -186,11 +191,11 @@ impl<A: Label> Timers<A> {
 
     /// Records one duration.
     pub fn record(&self, value: A, elapsed: Duration) {
-        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().position(|bound| nanos <= bound * 1_000).unwrap_or(BOUNDS.len());
+        let micros = u64::try_from(elapsed.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS.len());
         let first = value.index() * CELLS;
         self.0.0.tally.add(first + bucket, 1);
-        self.0.0.tally.add(first + CELLS - 1, nanos);
+        self.0.0.tally.add(first + CELLS - 1, micros);
     }
 }
 
@@ -209,7 +214,7 @@ fn read_timer(tally: &Tally, series: usize) -> proto::Metric {
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(count + tally.sum(first + BOUNDS.len()));
-    histogram.set_sample_sum(tally.sum(first + CELLS - 1) as f64 / 1e9);
+    histogram.set_sample_sum(tally.sum(first + CELLS - 1) as f64 / 1e6);
     let mut metric = proto::Metric::default();
     metric.set_histogram(histogram);
     metric
