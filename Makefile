@@ -39,7 +39,9 @@ bench: programs peers
 
 # The rest of docs/PERFORMANCE.md: how cost grows, many sessions, latency, cold sessions, idle connections, TLS.
 measure: programs peers counters
-	@for suite in growth cold idle latency sessions tls; do echo "== $$suite"; target/release/compare $$suite || exit; done
+	@for suite in growth cold idle sessions; do echo "== $$suite"; target/release/compare $$suite || exit; done
+	@echo '== tls'; taskset -c 0 target/release/compare tls
+	@echo '== latency'; taskset -c 1 target/release/compare latency
 
 programs: tools servers
 	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin floor --bin compare

@@ -14,8 +14,7 @@ use crate::clock::Timestamp;
 use crate::config::routes::{Access, Inject, SaasInjection};
 use crate::error::GatewayError;
 use crate::session::{
-    Freshness, Handle, HandleKind, ReadyHalf, ReadySession, Scope, SecretHash, SessionKey, TenantId, Token, Transport,
-    Verified,
+    Freshness, Handle, HandleKind, ReadyHalf, ReadySession, Scope, SessionKey, TenantId, Token, Transport, Verified,
 };
 use crate::store::Alias;
 use crate::telemetry::{Decision, Saved};
@@ -236,12 +235,12 @@ impl Broker {
             Some(key) => key,
             None => {
                 let (key, holds_until) = Box::pin(self.verdict(known, &alias, token)).await?;
-                self.store.remember_verdict(alias.clone(), key, holds_until);
+                self.store.remember_verdict(alias, key, holds_until);
                 key
             }
         };
         let ready = self.find(&key, now).await?;
-        if !ready.holds_saas_token(&SecretHash::from(alias.hash)) {
+        if !ready.holds_saas_token(token) {
             return Err(GatewayError::SessionEnded);
         }
         Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })

@@ -239,12 +239,6 @@ impl SecretHash {
     }
 }
 
-impl From<[u8; 32]> for SecretHash {
-    fn from(hash: [u8; 32]) -> Self {
-        Self(hash)
-    }
-}
-
 impl fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SecretHash(…)")

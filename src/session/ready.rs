@@ -3,10 +3,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::HeaderValue;
 
 use super::{
-    Credentials, Freshness, Handle, LifeLimits, Lifetime, Scope, SecretHash, Session, SessionKey, TenantId, TokenSet,
+    Credentials, Freshness, Handle, LifeLimits, Lifetime, Scope, Session, SessionKey, TenantId, Token, TokenSet,
     Transport, Verified,
 };
 use crate::clock::Timestamp;
@@ -35,8 +36,6 @@ pub struct ReadySaas {
     pub header: HeaderValue,
     /// The JWT's `exp`.
     pub expires_at: Timestamp,
-    /// The JWT's hash, for clients that present the JWT itself.
-    pub hash: SecretHash,
 }
 
 impl ReadyHalf {
@@ -52,11 +51,10 @@ impl ReadyHalf {
             lifetime: tokens.lifetime(margin),
             generation,
             session_id: session_id.map(Into::into),
-            saas: tokens.saas.as_ref().map(|saas| ReadySaas {
-                header: saas.token.to_header(),
-                expires_at: saas.expires_at,
-                hash: SecretHash::of(saas.token.expose().as_bytes()),
-            }),
+            saas: tokens
+                .saas
+                .as_ref()
+                .map(|saas| ReadySaas { header: saas.token.to_header(), expires_at: saas.expires_at }),
             customer_id: customer_id.map(Into::into),
         }
     }
@@ -125,11 +123,11 @@ impl ReadySession {
         if now >= self.expires_at { Verified::Unknown } else { self.credentials.verify(handle, now) }
     }
 
-    /// Whether `hash` is the hash of this session's present `saas_token`.
+    /// Whether `token` is this session's present `saas_token`, told in a time that does not depend on where they differ.
     #[must_use]
-    pub fn holds_saas_token(&self, hash: &SecretHash) -> bool {
+    pub fn holds_saas_token(&self, token: &Token) -> bool {
         let saas = self.customer.as_ref().and_then(|half| half.saas.as_ref());
-        saas.is_some_and(|saas| saas.hash.matches(hash))
+        saas.is_some_and(|saas| verify_slices_are_equal(saas.header.as_bytes(), token.expose().as_bytes()).is_ok())
     }
 
     /// The half of `scope`.

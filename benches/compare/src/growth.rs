@@ -136,7 +136,7 @@ pub(crate) async fn print_sessions(stage: &Stage, counts: &[usize], rounds: usiz
         stage.save(&sessions).await?;
         let in_redis = (redis_memory(stage).await? - before) / *count as f64;
         let requests: Vec<Request> = sessions.iter().map(request_of).collect();
-        let setting = Setting { revalidate_after: Some("1h"), ..Setting::default() };
+        let setting = Setting { always_fresh: true, ..Setting::default() };
         let gateway = stage.gateway(&setting, None)?;
         saturate(gateway.address, &requests[..1], 64, 20_000).await?;
         let empty = crate::meter::memory(gateway.pid());

@@ -26,8 +26,10 @@ pub(crate) fn request(path: &str, headers: &[(String, String)]) -> Request {
 
 /// A connection that is kept.
 pub(crate) struct Connection {
+    address: SocketAddr,
     stream: TcpStream,
     buffer: Vec<u8>,
+    exchanges: usize,
 }
 
 impl Connection {
@@ -35,11 +37,18 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; 4096] })
+        Ok(Self { address, stream, buffer: vec![0; 4096], exchanges: 0 })
     }
 
     /// Sends `request` and reads the answer to its end. Only a 200 will do.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<()> {
+        // The gateway closes a connection after 10,000 requests.
+        const MOST_EXCHANGES: usize = 9_000;
+        self.exchanges += 1;
+        if self.exchanges.is_multiple_of(MOST_EXCHANGES) {
+            self.stream = TcpStream::connect(self.address).await?;
+            self.stream.set_nodelay(true)?;
+        }
         self.stream.write_all(request).await?;
         let (mut filled, mut whole) = (0, None);
         while whole.is_none_or(|whole| filled < whole) {
@@ -131,7 +140,8 @@ pub(crate) async fn open_loop(
         } else {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        while let (Some(_), Some(mut connection)) = (waiting.front(), idle.borrow_mut().pop()) {
+        while !waiting.is_empty() {
+            let Some(mut connection) = idle.borrow_mut().pop() else { break };
             let Some(at) = waiting.pop_front() else { break };
             let (idle, times, failed, request) = (idle.clone(), times.clone(), failed.clone(), request.clone());
             tokio::task::spawn_local(async move {

@@ -98,14 +98,14 @@ async fn run(Arguments { programs, plots, suite }: Arguments) -> Result<()> {
     if let Suite::Api { port } = suite {
         return api::serve(port).await;
     }
-    let stage = Stage::set(programs)?;
+    let mut stage = Stage::set(programs)?;
     match suite {
         Suite::Api { .. } => Ok(()),
         Suite::Table { rounds, count } => table::print(&stage, rounds, count).await,
         Suite::Guard { recorded, record } => guard::check(&stage, &recorded, record).await,
         Suite::Growth => growth::print(&stage, &plots).await,
         Suite::Sessions { counts, rounds } => growth::print_sessions(&stage, &counts, rounds, &plots).await,
-        Suite::Latency { rounds } => latency::print(&stage, rounds).await,
+        Suite::Latency { rounds } => latency::print(&mut stage, rounds).await,
         Suite::Cold { count } => latency::print_cold(&stage, count).await,
         Suite::Idle => latency::print_idle(&stage).await,
         Suite::Tls { rounds, count } => tls::print(&stage, rounds, count).await,

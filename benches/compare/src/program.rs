@@ -84,6 +84,8 @@ pub(crate) struct Stage {
     pub(crate) redis: Program,
     /// Where the programs lie that are measured.
     programs: PathBuf,
+    /// The one core that they run on, where it matters.
+    pub(crate) core: Option<usize>,
 }
 
 /// How a gateway is set up, beside what every comparison needs.
@@ -93,8 +95,8 @@ pub(crate) struct Setting<'s> {
     pub(crate) threads: usize,
     /// Certificate of its listener.
     pub(crate) tls: Option<&'s Certificate>,
-    /// How long a session is served before it is read again; as shipped when none.
-    pub(crate) revalidate_after: Option<&'s str>,
+    /// Whether a session is served for an hour before it is read again.
+    pub(crate) always_fresh: bool,
     /// YAML of further sections.
     pub(crate) further: String,
 }
@@ -110,7 +112,7 @@ impl Stage {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.current_dir(folder.path());
-        Ok(Self { api, redis: Program::start(command, port, folder)?, programs })
+        Ok(Self { api, redis: Program::start(command, port, folder)?, programs, core: None })
     }
 
     /// The stock Pingora proxy.
@@ -153,8 +155,8 @@ impl Stage {
              tenants: {{acme: {{client_id: bench, saas_token: {{mode: hs256, secret: {PASSPHRASE}, accept: true}}}}}}\n\
              store:\n  kind: redis\n  redis: {{url: 'redis://{redis}', response_timeout: 5s}}\n\
              \x20 seal: {{active: a, keys: [{{id: a, secret: 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='}}]}}\n\
-             hot_cache: {{max_bytes: 4294967296, revalidate_after: {revalidate_after}}}\n{further}",
-            revalidate_after = setting.revalidate_after.unwrap_or("30s"),
+             hot_cache: {{max_bytes: 4294967296{fresh}}}\n{further}",
+            fresh = if setting.always_fresh { ", revalidate_after: 1h, hot_grace: 1h" } else { "" },
             api = self.api.address,
             redis = self.redis.address,
             further = setting.further
@@ -164,6 +166,11 @@ impl Stage {
     /// A program to be measured, in callgrind where that is how its instructions are counted.
     fn command(&self, name: &str, counting: Option<Counting>, folder: &Path) -> Command {
         let program = self.programs.join(name);
+        if let Some(core) = self.core {
+            let mut command = Command::new("taskset");
+            command.args(["-c", &core.to_string()]).arg(program);
+            return command;
+        }
         if counting != Some(Counting::Callgrind) {
             return Command::new(program);
         }

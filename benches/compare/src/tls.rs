@@ -65,8 +65,8 @@ pub(crate) async fn print(stage: &Stage, rounds: usize, count: usize) -> Result<
                 if *name == "nginx" && matches!(asks, Asks::Http2) {
                     continue;
                 }
-                let count = if matches!(asks, Asks::Anew) { count / 20 } else { count };
-                ask(program.address, headers, asks, count / 10).await?;
+                let count = if matches!(asks, Asks::Anew) { count / 10 } else { count };
+                ask(program.address, headers, asks, count.div_ceil(10)).await?;
                 let before = Cpu::of(program.pid());
                 ask(program.address, headers, asks, count).await?;
                 cost[place].push(Cpu::of(program.pid()).each_since(before, count).total());
@@ -105,19 +105,24 @@ fn command(address: SocketAddr, headers: &[&(String, String)]) -> Command {
     command
 }
 
+/// Sends `count` requests; of those over connections of their own, as many at once as h2load opens without a pause.
 async fn ask(address: SocketAddr, headers: &[&(String, String)], asks: Asks, count: usize) -> Result<()> {
-    let mut command = command(address, headers);
-    let count = count.to_string();
-    match asks {
-        Asks::Http1 => command.args(["--h1", "-c", "64", "-n", &count]),
-        Asks::Http2 => command.args(["-c", "16", "-m", "4", "-n", &count]),
-        Asks::Anew => command.args(["--h1", "-c", &count, "-r", "200", "-n", &count]),
-    };
-    let output = command.output().await?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if text.contains(&format!("{count} succeeded")) {
-        return Ok(());
+    const AT_ONCE: usize = 100;
+    let (each, times) = if matches!(asks, Asks::Anew) { (AT_ONCE, count.div_ceil(AT_ONCE)) } else { (count, 1) };
+    for _ in 0..times {
+        let mut command = command(address, headers);
+        command.args(["-n", &each.to_string()]);
+        match asks {
+            Asks::Http1 => command.args(["--h1", "-c", "64"]),
+            Asks::Http2 => command.args(["-c", "16", "-m", "4"]),
+            Asks::Anew => command.args(["--h1", "-c", &each.to_string()]),
+        };
+        let output = command.output().await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !text.contains(&format!("{each} succeeded")) {
+            let line = text.lines().find(|line| line.starts_with("requests:")).unwrap_or("h2load says nothing");
+            return Err(Error::other(line.to_owned()));
+        }
     }
-    let line = text.lines().find(|line| line.starts_with("requests:")).unwrap_or("h2load says nothing");
-    Err(Error::other(line.to_owned()))
+    Ok(())
 }
