@@ -1,6 +1,7 @@
 //! Which way a request goes: one radix lookup over the token routes, our own endpoints and the route table.
 //! What no rule names needs a visitor, except where tokens could be had: there it is closed.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use matchit::Router;
@@ -161,7 +162,7 @@ impl RouteTable {
         }
         templates.name_tenants("/{service}/{tenant}");
         let mut rules = Router::new();
-        for (template, methods) in templates.0 {
+        for (template, methods) in templates.known {
             rules.insert(template.clone(), methods).map_err(|error| format!("route {template}: {error}"))?;
         }
         Ok(Self { rules, fallback: Route::Api(DEFAULT) })
@@ -245,7 +246,11 @@ fn check_template(path: &str) -> Result<(), String> {
 
 /// Templates in order of their first mention, each with its rules in order of theirs.
 #[derive(Default)]
-struct Templates(Vec<(String, Vec<Rule>)>);
+struct Templates {
+    known: Vec<(String, Vec<Rule>)>,
+    /// Where the template of each shape stands.
+    places: HashMap<String, usize>,
+}
 
 impl Templates {
     /// Adds a rule under every spelling of its template: with a trailing slash too, and `/**` as anything below.
@@ -272,7 +277,7 @@ impl Templates {
 
     fn is_token_route(&self, path: &str) -> bool {
         let path = path.strip_suffix("/**").unwrap_or(path);
-        let same = self.0.iter().find(|(known, _)| same_shape(known, path));
+        let same = self.places.get(&shape(path)).and_then(|place| self.known.get(*place));
         same.is_some_and(|(_, rules)| rules.iter().any(|rule| matches!(rule.route, Route::Token(_))))
     }
 
@@ -282,23 +287,19 @@ impl Templates {
     }
 
     fn rules_of(&mut self, template: String) -> &mut Vec<Rule> {
-        let place = self.0.iter().position(|(known, _)| same_shape(known, &template)).unwrap_or(self.0.len());
-        if place == self.0.len() {
-            self.0.push((template, Vec::new()));
+        let place = *self.places.entry(shape(&template)).or_insert(self.known.len());
+        if place == self.known.len() {
+            self.known.push((template, Vec::new()));
         }
-        &mut self.0[place].1
+        &mut self.known[place].1
     }
 }
 
-/// Whether two templates match the same paths, whatever their parameters are called.
-fn same_shape(one: &str, other: &str) -> bool {
-    let shape = |template: &str| -> Vec<String> {
-        let segment = |segment: &str| {
-            if segment.starts_with('{') && !segment.starts_with("{*") { "{}".to_owned() } else { segment.to_owned() }
-        };
-        template.split('/').map(segment).collect()
-    };
-    shape(one) == shape(other)
+/// The same for templates that match the same paths, whatever their parameters are called.
+fn shape(template: &str) -> String {
+    let is_parameter = |segment: &str| segment.starts_with('{') && !segment.starts_with("{*");
+    let segments = template.split('/').map(|segment| if is_parameter(segment) { "{}" } else { segment });
+    segments.collect::<Vec<&str>>().join("/")
 }
 
 #[cfg(test)]
