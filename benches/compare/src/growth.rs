@@ -3,6 +3,7 @@
 use std::io::Result;
 use std::path::Path;
 
+use crate::info;
 use crate::load::{Request, request, saturate};
 use crate::meter::Counting;
 use crate::mint::{Holds, mint};
@@ -131,10 +132,10 @@ pub(crate) async fn print_sessions(stage: &Stage, counts: &[usize], rounds: usiz
     );
     println!("|---|---|---|---|---|");
     for count in counts {
-        let before = redis_memory(stage).await?;
+        let before = info::memory(stage.redis.address).await?;
         let sessions: Vec<_> = (0..*count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
         stage.save(&sessions).await?;
-        let in_redis = (redis_memory(stage).await? - before) / *count as f64;
+        let in_redis = (info::memory(stage.redis.address).await? - before) / *count as f64;
         let requests: Vec<Request> = sessions.iter().map(request_of).collect();
         let setting = Setting { always_fresh: true, ..Setting::default() };
         let gateway = stage.gateway(&setting, None)?;
@@ -166,19 +167,4 @@ fn shuffled(mut requests: Vec<Request>) -> Vec<Request> {
         requests.swap(place, (state % (place as u64 + 1)) as usize);
     }
     requests
-}
-
-/// Memory that Redis takes for what it keeps, in bytes.
-async fn redis_memory(stage: &Stage) -> Result<f64> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
-    redis.write_all(b"INFO memory\r\n").await?;
-    let (mut text, mut piece) = (String::new(), [0; 8_192]);
-    while !text.contains("\r\nused_memory_human") {
-        let read = redis.read(&mut piece).await?;
-        text += &String::from_utf8_lossy(&piece[..read]);
-    }
-    let used = text.lines().find_map(|line| line.strip_prefix("used_memory:"));
-    used.and_then(|used| used.trim().parse().ok())
-        .ok_or_else(|| std::io::Error::other("Redis does not say what it takes"))
 }

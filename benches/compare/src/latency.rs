@@ -4,6 +4,7 @@
 use std::io::Result;
 use std::time::Instant;
 
+use crate::info;
 use crate::load::{Request, hold, open_loop, request, saturate};
 use crate::meter::{Cpu, memory};
 use crate::mint::{Holds, mint};
@@ -57,13 +58,17 @@ pub(crate) async fn print_cold(stage: &Stage, count: usize) -> Result<()> {
         median(&cold),
         median(&hot)
     );
-    let get = redis_get(stage).await?;
+    let get = info::get_time(stage.redis.address).await?;
     println!("one GET of Redis by itself: p50 {get:.0} µs");
 
     let gateway = stage.gateway(&Setting::default(), None)?;
-    let before = gets(stage).await?;
+    let gets = || info::number(stage.redis.address, "commandstats", "cmdstat_get:calls=");
+    let before = gets().await?.unwrap_or_default();
     saturate(gateway.address, &requests, 256.min(count), count).await?;
-    println!("{count} requests on {count} cold sessions: no error, {} GETs", gets(stage).await? - before);
+    println!(
+        "{count} requests on {count} cold sessions: no error, {} GETs",
+        gets().await?.unwrap_or_default() - before
+    );
     Ok(())
 }
 
@@ -89,36 +94,4 @@ pub(crate) async fn print_idle(stage: &Stage) -> Result<()> {
         drop((first, second));
     }
     Ok(())
-}
-
-/// What one GET of a record takes, in microseconds.
-async fn redis_get(stage: &Stage) -> Result<f64> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
-    redis.set_nodelay(true)?;
-    let mut piece = vec![0; 64 * 1024];
-    redis.write_all(b"SET probe ").await?;
-    redis.write_all(&[b'x'; 900]).await?;
-    redis.write_all(b"\r\n").await?;
-    let _ = redis.read(&mut piece).await?;
-    let mut times = Vec::new();
-    for _ in 0..1_000 {
-        let sent = Instant::now();
-        redis.write_all(b"GET probe\r\n").await?;
-        let _ = redis.read(&mut piece).await?;
-        times.push(sent.elapsed());
-    }
-    Ok(median(&microseconds(&times)))
-}
-
-/// How many GETs Redis has answered.
-async fn gets(stage: &Stage) -> Result<u64> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut redis = tokio::net::TcpStream::connect(stage.redis.address).await?;
-    redis.write_all(b"INFO commandstats\r\n").await?;
-    let mut piece = vec![0; 64 * 1024];
-    let read = redis.read(&mut piece).await?;
-    let text = String::from_utf8_lossy(&piece[..read]).into_owned();
-    let calls = |line: &str| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok();
-    Ok(text.lines().find_map(calls).unwrap_or(0))
 }

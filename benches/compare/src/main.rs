@@ -4,6 +4,7 @@
 mod api;
 mod growth;
 mod guard;
+mod info;
 mod latency;
 mod load;
 mod meter;
