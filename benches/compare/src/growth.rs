@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::info;
 use crate::load::{Request, request, saturate};
 use crate::meter::Counting;
-use crate::mint::{Holds, mint};
+use crate::mint::{Holds, Minted, mint};
 use crate::plot;
 use crate::program::{Setting, Stage};
 use crate::statistics::median;
@@ -52,64 +52,57 @@ async fn counted(stage: &Stage, setting: &Setting<'_>, requests: &[Request]) -> 
     Ok(instructions(counting, &gateway, requests, COUNT).await? / 1e3)
 }
 
+/// A session that every gateway finds.
+async fn saved(stage: &Stage, token_bytes: usize) -> Result<Minted> {
+    let session = mint(Holds::Cookie, token_bytes);
+    stage.save(std::slice::from_ref(&session)).await?;
+    Ok(session)
+}
+
 async fn token_sizes(stage: &Stage) -> Result<Growth> {
     let mut points = Vec::new();
     for (name, bytes) in [("28 B", TOKEN_BYTES), ("0.5 KiB", 512), ("2 KiB", 2_048), ("8 KiB", 5_800)] {
-        let session = mint(Holds::Cookie, bytes);
+        let session = saved(stage, bytes).await?;
         let name = format!("{name} (JWT of {} B)", session.jwt.len());
-        let request = request_of(&session);
-        stage.save(&[session]).await?;
-        points.push((name, counted(stage, &Setting::default(), &[request]).await?));
+        points.push((name, counted(stage, &Setting::default(), &[request_of(&session)]).await?));
     }
     Ok(Growth { file: "token-size.svg", grows: "access token", unit: THOUSANDS, points })
 }
 
 async fn routes(stage: &Stage) -> Result<Growth> {
-    let session = mint(Holds::Cookie, TOKEN_BYTES);
-    let request = request_of(&session);
-    stage.save(&[session]).await?;
+    let requests = [request_of(&saved(stage, TOKEN_BYTES).await?)];
     let mut points = Vec::new();
     for count in [0, 10, 100, 1_000] {
         let rule = |number| format!("- {{path: '/service-{number}/{{tenant}}/things/{{id}}', access: customer}}\n");
         let further =
             if count == 0 { String::new() } else { format!("routes:\n{}", (0..count).map(rule).collect::<String>()) };
         let setting = Setting { further, ..Setting::default() };
-        points.push((
-            format!("{count} and the shipped table"),
-            counted(stage, &setting, std::slice::from_ref(&request)).await?,
-        ));
+        points.push((format!("{count} and the shipped table"), counted(stage, &setting, &requests).await?));
     }
     Ok(Growth { file: "routes.svg", grows: "own routes", unit: THOUSANDS, points })
 }
 
 /// What other replicas cost one: sessions that they renew and end are heard of by all.
 async fn replicas(stage: &Stage) -> Result<Growth> {
-    let session = mint(Holds::Cookie, TOKEN_BYTES);
-    let request = request_of(&session);
-    stage.save(&[session]).await?;
-    let mut points = vec![("1".to_owned(), counted(stage, &Setting::default(), std::slice::from_ref(&request)).await?)];
+    let requests = [request_of(&saved(stage, TOKEN_BYTES).await?)];
+    let mut points = vec![("1".to_owned(), counted(stage, &Setting::default(), &requests).await?)];
     let others = [stage.gateway(&Setting::default(), None)?, stage.gateway(&Setting::default(), None)?];
     for other in &others {
-        saturate(other.address, std::slice::from_ref(&request), 1, 10).await?;
+        saturate(other.address, &requests, 1, 10).await?;
     }
-    points.push(("3".to_owned(), counted(stage, &Setting::default(), &[request]).await?));
+    points.push(("3".to_owned(), counted(stage, &Setting::default(), &requests).await?));
     Ok(Growth { file: "replicas.svg", grows: "replicas", unit: THOUSANDS, points })
 }
 
 async fn header_fields(stage: &Stage) -> Result<Growth> {
-    let session = mint(Holds::Cookie, TOKEN_BYTES);
+    let session = saved(stage, TOKEN_BYTES).await?;
     let mut points = Vec::new();
     for count in [0, 10, 30, 100] {
         let fields = (0..count).map(|number| (format!("X-Field-{number}"), "a value of twenty-four b".to_owned()));
         let headers: Vec<_> = std::iter::once(session.presented.clone()).chain(fields).collect();
-        points.push((format!("{} more", count), vec![request(PATH, &headers)]));
+        points.push((format!("{count} more"), counted(stage, &Setting::default(), &[request(PATH, &headers)]).await?));
     }
-    stage.save(&[session]).await?;
-    let mut measured = Vec::new();
-    for (name, requests) in points {
-        measured.push((name, counted(stage, &Setting::default(), &requests).await?));
-    }
-    Ok(Growth { file: "headers.svg", grows: "header fields", unit: THOUSANDS, points: measured })
+    Ok(Growth { file: "headers.svg", grows: "header fields", unit: THOUSANDS, points })
 }
 
 async fn threads(stage: &Stage) -> Result<Growth> {
