@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::config::routes::{Access, Inject, SaasInjection};
 use crate::error::GatewayError;
 use crate::session::{
-    Freshness, Handle, HandleKind, ReadyHalf, ReadySession, Scope, SessionKey, TenantId, Token, Transport, Verified,
+    Freshness, Handle, HandleKind, ReadySession, Scope, SessionKey, TenantId, Token, Transport, Verified,
 };
 use crate::store::Alias;
 use crate::telemetry::{Decision, Saved};
@@ -349,13 +349,15 @@ impl Broker {
         let opened = self.open(tenant, credential, now).await?;
         let scope = opened.acting_scope(now);
         let half = opened.ready.half(scope).ok_or(GatewayError::SessionEnded)?;
+        let customer = opened.ready.customer().filter(|_| scope == Scope::Customer);
+        let saas = customer.and_then(|customer| customer.saas.as_ref());
         Ok(SessionView {
             kind: if scope == Scope::Customer { "customer" } else { "anonymous" },
             tenant: opened.ready.tenant.to_string(),
-            customer_id: half.customer_id.as_deref().map(str::to_owned),
+            customer_id: customer.map(|customer| customer.customer_id.to_string()),
             session_id: half.session_id.as_deref().map(str::to_owned),
             expires_at: opened.ready.expires_at.seconds(),
-            saas_token_expires_at: half.saas.as_ref().map(|saas| saas.expires_at.seconds()),
+            saas_token_expires_at: saas.map(|saas| saas.expires_at.seconds()),
         })
     }
 }
@@ -375,12 +377,12 @@ fn permit(
     if demand.visits.iter().any(|visit| half.session_id.as_deref() != Some(visit)) {
         return Err(GatewayError::VisitMismatch);
     }
-    let saas_token = saas_token(half, scope, demand.saas_token, now)?;
+    let saas_token = saas_token(ready, scope, demand.saas_token, now)?;
     Ok(Permit::new(ready.clone(), scope, half, saas_token))
 }
 
 fn saas_token(
-    half: &ReadyHalf,
+    ready: &ReadySession,
     scope: Scope,
     wanted: SaasInjection,
     now: Timestamp,
@@ -388,7 +390,8 @@ fn saas_token(
     if scope == Scope::Anonymous || wanted == SaasInjection::Never {
         return Ok(None);
     }
-    match half.saas.as_ref().filter(|saas| now < saas.expires_at) {
+    let saas = ready.customer().and_then(|customer| customer.saas.as_ref());
+    match saas.filter(|saas| now < saas.expires_at) {
         Some(saas) => Ok(Some(saas.header.clone())),
         None if wanted == SaasInjection::Required => Err(GatewayError::ReauthenticationRequired),
         None => Ok(None),

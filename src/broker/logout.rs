@@ -198,9 +198,8 @@ impl Broker {
 }
 
 fn customer_of(ready: &ReadySession) -> Result<CustomerName, GatewayError> {
-    let half = ready.half(Scope::Customer).ok_or(GatewayError::CustomerRequired)?;
-    let id = half.customer_id.as_deref().ok_or(GatewayError::CustomerRequired)?;
-    Ok(CustomerName::of(ready.tenant, id))
+    let customer = ready.customer().ok_or(GatewayError::CustomerRequired)?;
+    Ok(CustomerName::of(ready.tenant, &customer.customer_id))
 }
 
 fn customer_token(session: &Session) -> Option<Token> {

@@ -79,7 +79,7 @@ impl Permit {
     /// The customer number, for a customer's permit.
     #[must_use]
     pub fn customer_id(&self) -> Option<&str> {
-        self.session.half(Scope::Customer)?.customer_id.as_deref()
+        self.session.customer().map(|customer| &*customer.customer_id)
     }
 
     /// Whether the token is the tenant's shared guest token, and no session's.

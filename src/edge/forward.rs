@@ -3,7 +3,6 @@
 //! renewed and the request repeated; and it lets go of a stream as soon as its session ends.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use pingora::{Error, ErrorType, RetryType};
 
 use super::headers::{self, Outgoing};
 use super::relay::{Leash, pump, tunnel};
+use super::repeats::Repeat;
 use super::route::ApiRoute;
 use super::upload::{Upload, send_piece};
 use super::upstream::Line;
@@ -52,25 +52,6 @@ impl Passage<'_> {
             visits,
             safe: true,
         }
-    }
-}
-
-/// A request that is being repeated. Repeats are a share of what is under way: an API that takes every token for over
-/// is not asked everything twice.
-struct Repeat<'g>(&'g AtomicUsize);
-
-impl<'g> Repeat<'g> {
-    fn begin(repeats: &'g AtomicUsize, under_way: usize) -> Option<Self> {
-        const ALWAYS: usize = 16;
-        let most = ALWAYS + under_way / 5;
-        let begun = repeats.try_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then(|| now + 1));
-        begun.is_ok().then(|| Self(repeats))
-    }
-}
-
-impl Drop for Repeat<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -132,8 +113,8 @@ impl Gateway {
         let (body, complete) = read_refusal(&mut line).await?;
         if complete && means_expired(line.session.resp_header(), &body.concat()) {
             // Passed on, the 401 would have clients log a session out that may well live.
-            let leave = Repeat::begin(&self.repeats, self.under_way())
-                .ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
+            let leave = self.repeats.turn(|| self.under_way()).await;
+            let leave = leave.ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
             let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
             if let Some(fresh) = self.broker.renew_refused(permit, &passage.demand(&visits)).await? {
                 self.upstream.release(line).await;
@@ -396,15 +377,6 @@ mod tests {
         assert!(means_expired(Some(&encoded(None)), FAULT));
         assert!(!means_expired(Some(&encoded(Some("gzip"))), FAULT));
         assert!(!means_expired(Some(&encoded(Some("br"))), FAULT));
-    }
-
-    #[test]
-    fn repeats_are_a_share_of_what_is_under_way() {
-        let repeats = AtomicUsize::new(0);
-        let begun: Vec<_> = (0..100).map_while(|_| Repeat::begin(&repeats, 50)).collect();
-        assert_eq!(begun.len(), 26);
-        drop(begun);
-        assert!(Repeat::begin(&repeats, 0).is_some());
     }
 
     #[test]

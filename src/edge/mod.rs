@@ -12,6 +12,7 @@ mod operator;
 mod own;
 mod proof;
 mod relay;
+mod repeats;
 mod respond;
 mod route;
 mod slots;
@@ -24,7 +25,7 @@ mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use http::header::{HOST, SET_COOKIE};
@@ -41,6 +42,7 @@ use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
 use limits::Limits;
 use listener::{PublicListener, final_head};
+use repeats::Repeats;
 use respond::{Answer, Cookies};
 use route::{Route, RouteTable};
 use slots::Presented;
@@ -63,7 +65,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     under_way: Census,
     /// Requests that are being repeated with renewed tokens.
-    repeats: AtomicUsize,
+    repeats: Repeats,
     draining: AtomicBool,
 }
 
@@ -107,7 +109,7 @@ impl Gateway {
             log_access: config.log.access,
             metrics,
             under_way: Census::default(),
-            repeats: AtomicUsize::new(0),
+            repeats: Repeats::default(),
             draining: AtomicBool::new(false),
         })
     }

@@ -14,7 +14,7 @@ use minicbor::{Decode, Encode};
 
 pub use credential::{Credentials, Handle, HandleKind, SecretHash, SessionKey, Verified};
 pub use label::{CustomerLabel, LabelKeys, SessionLabel};
-pub use ready::{ReadyHalf, ReadySession};
+pub use ready::{ReadyCustomer, ReadyHalf, ReadySession};
 pub use tenant::TenantId;
 pub use tokens::{Freshness, Lifetime, SaasToken, Token, TokenSet};
 

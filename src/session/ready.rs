@@ -23,10 +23,16 @@ pub struct ReadyHalf {
     pub generation: u64,
     /// Emporix' session id of this half.
     pub session_id: Option<Box<str>>,
-    /// The `saas-token` header and its end, for customers.
+}
+
+/// The customer's half, ready to inject.
+#[derive(Debug)]
+pub struct ReadyCustomer {
+    half: ReadyHalf,
+    /// The `saas-token` header and its end.
     pub saas: Option<ReadySaas>,
-    /// The customer number, for customers.
-    pub customer_id: Option<Box<str>>,
+    /// The customer number.
+    pub customer_id: Box<str>,
 }
 
 /// A `saas_token`, ready to inject.
@@ -39,23 +45,12 @@ pub struct ReadySaas {
 }
 
 impl ReadyHalf {
-    fn new(
-        tokens: &TokenSet,
-        generation: u64,
-        session_id: Option<&str>,
-        customer_id: Option<&str>,
-        margin: f64,
-    ) -> Self {
+    fn new(tokens: &TokenSet, generation: u64, session_id: Option<&str>, margin: f64) -> Self {
         Self {
             bearer: tokens.access.to_bearer(),
             lifetime: tokens.lifetime(margin),
             generation,
             session_id: session_id.map(Into::into),
-            saas: tokens
-                .saas
-                .as_ref()
-                .map(|saas| ReadySaas { header: saas.token.to_header(), expires_at: saas.expires_at }),
-            customer_id: customer_id.map(Into::into),
         }
     }
 }
@@ -79,7 +74,7 @@ pub struct ReadySession {
     pub verified_at: Timestamp,
     credentials: Credentials,
     anonymous: Option<ReadyHalf>,
-    customer: Option<ReadyHalf>,
+    customer: Option<ReadyCustomer>,
     standing: AtomicU8,
 }
 
@@ -95,12 +90,18 @@ impl ReadySession {
     #[must_use]
     pub fn of(session: &Session, now: Timestamp, limits: &LifeLimits) -> Self {
         let margin = jittered(limits.refresh_margin, &session.key);
-        let anonymous = session.anonymous.as_ref().map(|half| {
-            ReadyHalf::new(&half.tokens, session.anonymous_generation, Some(&half.session_id), None, margin)
-        });
-        let customer = session.customer.as_ref().map(|half| {
-            let (session_id, customer_id) = (half.session_id.as_deref(), Some(half.customer_id.as_str()));
-            ReadyHalf::new(&half.tokens, session.customer_generation, session_id, customer_id, margin)
+        let anonymous = session
+            .anonymous
+            .as_ref()
+            .map(|half| ReadyHalf::new(&half.tokens, session.anonymous_generation, Some(&half.session_id), margin));
+        let customer = session.customer.as_ref().map(|customer| ReadyCustomer {
+            half: ReadyHalf::new(&customer.tokens, session.customer_generation, customer.session_id.as_deref(), margin),
+            saas: customer
+                .tokens
+                .saas
+                .as_ref()
+                .map(|saas| ReadySaas { header: saas.token.to_header(), expires_at: saas.expires_at }),
+            customer_id: customer.customer_id.as_str().into(),
         });
         Self {
             key: session.key,
@@ -126,17 +127,23 @@ impl ReadySession {
     /// Whether `token` is this session's present `saas_token`, told in a time that does not depend on where they differ.
     #[must_use]
     pub fn holds_saas_token(&self, token: &Token) -> bool {
-        let saas = self.customer.as_ref().and_then(|half| half.saas.as_ref());
+        let saas = self.customer().and_then(|customer| customer.saas.as_ref());
         saas.is_some_and(|saas| verify_slices_are_equal(saas.header.as_bytes(), token.expose().as_bytes()).is_ok())
     }
 
     /// The half of `scope`.
     #[must_use]
-    pub const fn half(&self, scope: Scope) -> Option<&ReadyHalf> {
+    pub fn half(&self, scope: Scope) -> Option<&ReadyHalf> {
         match scope {
             Scope::Anonymous => self.anonymous.as_ref(),
-            Scope::Customer => self.customer.as_ref(),
+            Scope::Customer => self.customer.as_ref().map(|customer| &customer.half),
         }
+    }
+
+    /// What only a customer's half has.
+    #[must_use]
+    pub const fn customer(&self) -> Option<&ReadyCustomer> {
+        self.customer.as_ref()
     }
 
     /// How far the tokens of `scope` have aged; dead where there are none.
@@ -171,9 +178,10 @@ impl ReadySession {
     #[must_use]
     pub fn weight(&self) -> u32 {
         const FIXED: usize = 700;
-        let half = |half: &ReadyHalf| half.bearer.len() + half.saas.as_ref().map_or(0, |saas| saas.header.len());
-        let headers: usize = [&self.anonymous, &self.customer].into_iter().flatten().map(half).sum();
-        u32::try_from(FIXED + headers).unwrap_or(u32::MAX)
+        let bearers =
+            [Scope::Anonymous, Scope::Customer].map(|scope| self.half(scope).map_or(0, |half| half.bearer.len()));
+        let saas = self.customer().and_then(|customer| customer.saas.as_ref()).map_or(0, |saas| saas.header.len());
+        u32::try_from(FIXED + bearers.iter().sum::<usize>() + saas).unwrap_or(u32::MAX)
     }
 }
 

@@ -6,6 +6,7 @@ mod durable;
 mod hearing;
 mod keeper;
 mod names;
+mod near;
 mod scan;
 
 use std::sync::Arc;
@@ -28,8 +29,9 @@ use crate::telemetry::Metrics;
 use deployment::{Deployment, Timeouts};
 use durable::DurableLines;
 use hearing::{CHANNEL, Hearing};
-use keeper::{Keeper, unavailable};
+use keeper::{Keeper, is_of_the_line, unavailable};
 use names::{alias_key, customer_keys, lease_keys, millis, note_key, session_key, tombstone_key};
+use near::NearLines;
 
 /// Intents outlive their leases: the next holder has to find them, however late it comes.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
@@ -40,6 +42,7 @@ const MOST_WAITING: usize = 16_384;
 /// The Redis store.
 pub struct RedisStore {
     keeper: Keeper,
+    near: NearLines,
     hearing: Arc<Hearing>,
     durable: DurableLines,
     waiting: Semaphore,
@@ -90,10 +93,11 @@ impl RedisStore {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
-        let deployment = Deployment::new(section).map_err(|error| unavailable(&error))?;
+        let deployment = Arc::new(Deployment::new(section).map_err(|error| unavailable(&error))?);
         let timeouts = Timeouts { connect: section.connect_timeout, response: section.response_timeout };
         let hearing = Arc::new(Hearing::new()?);
         Ok(Self {
+            near: NearLines::new(deployment.clone(), timeouts),
             keeper: Keeper::new(deployment, timeouts, hearing.clone(), metrics.clone()),
             hearing,
             durable: DurableLines::new(section.replica_timeout, metrics),
@@ -153,6 +157,26 @@ impl RedisStore {
         self.keeper.judge(&used, answer)
     }
 
+    /// The same for a command that only reads: over this thread's own line where it has one. One that broke before it
+    /// answered is no word on the server, and the question is asked again over the keeper's.
+    async fn read<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let keepers = self.keeper.line().await?;
+        let Some(mut near) = self.near.beside(&keepers) else { return self.ask(command).await };
+        let place = self.place()?;
+        let answer = timeout(self.timeouts.response, command.query_async(&mut near.line)).await;
+        match &answer {
+            Ok(Err(error)) if is_of_the_line(error) && !error.is_timeout() => {
+                near.give_up();
+                drop(place);
+                return self.ask(command).await;
+            }
+            Ok(Err(error)) if error.is_timeout() => near.give_up(),
+            Err(_) => near.give_up(),
+            Ok(_) => {}
+        }
+        self.keeper.judge(&keepers, answer)
+    }
+
     /// A place among those that wait for an answer.
     fn place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
         self.waiting.try_acquire().map_err(|_| StoreError::Unavailable("too many are waiting".to_owned()))
@@ -171,7 +195,7 @@ impl RedisStore {
 #[async_trait]
 impl SessionStore for RedisStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
-        let Some(record) = self.ask::<Option<Vec<u8>>>(&Cmd::get(session_key(key))).await? else { return Ok(None) };
+        let Some(record) = self.read::<Option<Vec<u8>>>(&Cmd::get(session_key(key))).await? else { return Ok(None) };
         let session = self.keyring.open(key, &record)?;
         if !self.keyring.is_active(&record) {
             self.reseal(&session).await;
@@ -254,7 +278,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError> {
-        let named: Vec<u8> = self.ask::<Option<_>>(&Cmd::get(alias_key(alias))).await?.unwrap_or_default();
+        let named: Vec<u8> = self.read::<Option<_>>(&Cmd::get(alias_key(alias))).await?.unwrap_or_default();
         named_by(&named)
     }
 
@@ -326,7 +350,7 @@ impl SessionStore for RedisStore {
     }
 
     async fn noted(&self, name: &NoteName) -> Result<Option<Vec<u8>>, StoreError> {
-        self.ask(&Cmd::get(note_key(name))).await
+        self.read(&Cmd::get(note_key(name))).await
     }
 }
 

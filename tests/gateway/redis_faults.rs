@@ -223,6 +223,39 @@ impl Road {
     }
 }
 
+/// The ids of the lines over which threads read: those that subscribed to nothing and last said GET.
+fn reading_lines(world: &World) -> Vec<String> {
+    let clients = world.redis().command("CLIENT LIST");
+    let readers = clients.lines().filter(|client| client.contains(" sub=0 ") && client.contains(" cmd=get "));
+    readers.filter_map(|client| client.split(' ').next()?.strip_prefix("id=")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reading_line_that_breaks_costs_no_request() {
+    let world = World::builder().redis().replicas(1 + COLD).start().await;
+    let john = world.customer().await;
+    let read_again = async |replica: usize| {
+        world.clock.advance(Duration::from_secs(31));
+        me(&world, replica, &john.tokens.access).await.status
+    };
+    for _ in 0..3 {
+        eventually("threads read over lines of their own", async || {
+            assert_eq!((read_again(HOT).await, read_again(COLD).await), (200, 200));
+            reading_lines(&world).len() >= 2
+        })
+        .await;
+        for line in reading_lines(&world) {
+            world.redis().command(&format!("CLIENT KILL ID {line}"));
+        }
+        for _ in 0..5 {
+            assert_eq!((read_again(HOT).await, read_again(COLD).await), (200, 200));
+        }
+    }
+    for replica in [HOT, COLD] {
+        assert_eq!(world.replicas[replica].metric(LOADS_FAILED), 0.0);
+    }
+}
+
 const BOTH: &str = r#"[{"id": "next", "secret": "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="},
     {"id": "test", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}]"#;
 const NEW_ALONE: &str = r#"[{"id": "next", "secret": "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="}]"#;

@@ -177,6 +177,8 @@ async fn a_thousand_requests_that_upstream_calls_expired_make_one_refresh() {
     let world = World::new().await;
     let john = world.customer().await;
     world.simulator.expire("customer_access").await;
+    // Long enough for all of them to wait for it, and not all of them may repeat at once.
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 500})).await;
     a_thousand_at_once(world, john.tokens.access).await;
 }
 

@@ -40,14 +40,14 @@ pub(super) struct Numbered {
 
 impl Numbered {
     /// Whether a fault is one of the whole line: a cluster's other nodes may well serve, and it mends its own lines.
-    const fn is_one_server(&self) -> bool {
+    pub(super) const fn is_one_server(&self) -> bool {
         matches!(self.line, Line::Node(_))
     }
 }
 
 /// Keeps the line.
 pub(super) struct Keeper {
-    deployment: Deployment,
+    deployment: Arc<Deployment>,
     timeouts: Timeouts,
     hearing: Arc<Hearing>,
     state: watch::Sender<State>,
@@ -57,7 +57,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
-        deployment: Deployment,
+        deployment: Arc<Deployment>,
         timeouts: Timeouts,
         hearing: Arc<Hearing>,
         metrics: Arc<Metrics>,
@@ -222,7 +222,7 @@ impl Keeper {
 }
 
 /// Whether only another connection, perhaps to another server, can do better.
-fn is_of_the_line(error: &RedisError) -> bool {
+pub(super) fn is_of_the_line(error: &RedisError) -> bool {
     let moved_on = matches!(
         error.kind(),
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
