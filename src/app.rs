@@ -24,6 +24,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection, TlsSection};
 use crate::edge::Gateway;
 use crate::edge::admin::Admin;
+use crate::edge::forward_auth::ForwardAuth;
 use crate::identity::emporix::{self, Emporix};
 use crate::identity::keys::SaasVerifier;
 use crate::identity::webhook::Webhook;
@@ -49,6 +50,7 @@ pub enum StartError {
 pub struct App {
     gateway: Arc<Gateway>,
     admin: Admin,
+    forward_auth: Option<(SocketAddr, ForwardAuth)>,
     public: SocketAddr,
     admin_address: SocketAddr,
     tls: Option<TlsSection>,
@@ -96,9 +98,12 @@ impl App {
             let gateway = gateway.clone();
             async move { gateway.tend().await }
         });
+        let section = &config.forward_auth;
+        let forward_auth = section.listen.map(|listen| (listen, ForwardAuth::new(gateway.clone(), section)));
         Ok(Self {
             gateway,
             admin,
+            forward_auth,
             public: config.listen.public,
             admin_address: config.admin.listen,
             tls: config.listen.tls.clone(),
@@ -122,7 +127,9 @@ impl App {
     /// # Errors
     /// When an address cannot be listened on.
     pub fn run(self) -> Result<(), StartError> {
-        for (key, address) in [("listen.public", self.public), ("admin.listen", self.admin_address)] {
+        let forward_auth = self.forward_auth.as_ref().map(|(listen, _)| ("forward_auth.listen", *listen));
+        let addresses = [("listen.public", self.public), ("admin.listen", self.admin_address)];
+        for (key, address) in addresses.into_iter().chain(forward_auth) {
             TcpListener::bind(address)
                 .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
         }
@@ -146,6 +153,11 @@ impl App {
         admin.threads = Some(1);
         admin.add_listener(listener(self.admin_address));
         server.add_service(admin);
+        if let Some((listen, application)) = self.forward_auth {
+            let mut forward_auth = Service::new("forward-auth".to_owned(), application);
+            forward_auth.add_listener(listener(listen));
+            server.add_service(forward_auth);
+        }
         tracing::info!(public = %self.public, admin = %self.admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
         let shutdown = Shutdown {
             gateway: self.gateway.clone(),

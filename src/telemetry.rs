@@ -106,6 +106,10 @@ labels! {
     Replication { Acknowledged = "acknowledged", Late = "late" }
     /// How a replica came to know that a session ended elsewhere.
     RevocationPath { Message = "message", Revalidation = "revalidation" }
+    /// Whose way of asking for a verdict.
+    Dialect { Nginx = "nginx", Traefik = "traefik", Envoy = "envoy", Haproxy = "haproxy" }
+    /// What a proxy was told.
+    Verdict { Pass = "pass", Refused = "refused", Unknowable = "unknowable" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
     /// An event that Emporix delivered; `other` where it names none of these, or is not believed.
@@ -138,6 +142,10 @@ pub struct Metrics {
     pub request_seconds: Timers<RouteClass>,
     /// Time until the API's response head.
     pub upstream_seconds: Timers<RouteClass>,
+    /// Verdicts on other proxies' requests.
+    pub verdicts: CounterGrid<Dialect, Verdict>,
+    /// Their duration.
+    pub verdict_seconds: Timers<Dialect>,
     /// What authentication decided.
     pub auth: Counters<Decision>,
     /// Sign-ins.
@@ -203,6 +211,13 @@ impl Metrics {
                 "Time until the API's response head.",
                 "route",
             )?,
+            verdicts: CounterGrid::register(
+                &r,
+                "gateway_verdicts_total",
+                "Verdicts on other proxies' requests.",
+                ["dialect", "verdict"],
+            )?,
+            verdict_seconds: Timers::register(&r, "gateway_verdict_seconds", "Duration of verdicts.", "dialect")?,
             auth: Counters::register(&r, "gateway_auth_total", "What authentication decided.", "decision")?,
             logins: CounterGrid::register(&r, "gateway_logins_total", "Sign-ins.", ["flow", "outcome"])?,
             refreshes: CounterGrid::register(&r, "gateway_refreshes_total", "Token refreshes.", ["half", "outcome"])?,

@@ -4,19 +4,19 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-FAULTS_FIGURES=$PWD/target/faults.figures
+TEST_FIGURES=$PWD/target/faults.figures
 FAULTS_SECONDS=${FAULTS_SECONDS:-120}
 MODEL_CASES=${MODEL_CASES:-5000}
-export FAULTS_FIGURES FAULTS_SECONDS MODEL_CASES
+export TEST_FIGURES FAULTS_SECONDS MODEL_CASES
 mkdir -p target
-rm -f "$FAULTS_FIGURES"
+rm -f "$TEST_FIGURES"
 
 suite() {
     cargo test --test gateway -- "$@"
 }
 
 figure() {
-    sed -n "s/^$1 //p" "$FAULTS_FIGURES" | grep . || {
+    sed -n "s/^$1 //p" "$TEST_FIGURES" | grep . || {
         echo "make faults: $1 was not measured" >&2
         return 1
     }

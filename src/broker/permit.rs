@@ -82,6 +82,12 @@ impl Permit {
         self.session.customer().map(|customer| &*customer.customer_id)
     }
 
+    /// Emporix' id of the visit; none of a token that many share.
+    #[must_use]
+    pub fn session_id(&self) -> Option<&str> {
+        self.session.half(self.scope).filter(|_| !self.shared)?.session_id.as_deref()
+    }
+
     /// Whether the token is the tenant's shared guest token, and no session's.
     #[must_use]
     pub const fn is_shared(&self) -> bool {

@@ -45,9 +45,7 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     if config.hot_cache.hot_grace < config.hot_cache.revalidate_after {
         fault("hot_cache.hot_grace", "expected no less than hot_cache.revalidate_after");
     }
-    if config.listen.public == config.admin.listen && config.admin.listen.port() != 0 {
-        fault("admin.listen", "expected another address than listen.public");
-    }
+    check_addresses(config, &mut fault);
     if config.admin.token.as_ref().is_some_and(|token| !is_admin_token(token.expose())) {
         fault("admin.token", "expected 16 to 256 printable characters without spaces (openssl rand -hex 32)");
     }
@@ -61,6 +59,21 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         check_tenant(section, &mut |key, message| fault(&format!("tenants.{tenant}.{key}"), message));
     }
     found
+}
+
+/// Every listener has an address of its own, and verdicts are for somebody.
+fn check_addresses(config: &Config, fault: &mut impl FnMut(&str, &str)) {
+    let (public, admin) = (config.listen.public, config.admin.listen);
+    if public == admin && admin.port() != 0 {
+        fault("admin.listen", "expected another address than listen.public");
+    }
+    let Some(listen) = config.forward_auth.listen else { return };
+    if (listen == public || listen == admin) && listen.port() != 0 {
+        fault("forward_auth.listen", "expected another address than listen.public and admin.listen");
+    }
+    if config.forward_auth.trusted_peers.is_empty() {
+        fault("forward_auth.trusted_peers", "expected the networks of the proxies that may ask");
+    }
 }
 
 /// Scheme, host and perhaps a port. An empty host would switch certificate checks off, so it is no URL here.

@@ -45,6 +45,8 @@ pub struct Config {
     pub log: LogSection,
     /// The operators' listener.
     pub admin: AdminSection,
+    /// Verdicts for other proxies.
+    pub forward_auth: ForwardAuthSection,
 }
 
 /// Addresses to listen on.
@@ -478,4 +480,16 @@ impl Default for AdminSection {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)), token: None }
     }
+}
+
+/// The listener that tells other proxies whether their requests may pass to the API, and with which tokens.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ForwardAuthSection {
+    /// Its address; without, there is no such listener.
+    pub listen: Option<SocketAddr>,
+    /// Networks of the proxies that may ask. They are handed real tokens; nobody else is answered.
+    pub trusted_peers: Vec<IpNet>,
+    /// Whether browsers get their visitor session here too: only where the proxy hands `Set-Cookie` on to them.
+    pub visitors: bool,
 }

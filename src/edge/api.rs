@@ -1,7 +1,8 @@
-//! API requests: from the head to a permit, then forward.
+//! API requests: from the head to a permit, then forward. Forward-auth asks for the permit alone.
 //! Browsers without a session get one on the way; nobody else does.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use http::header::SET_COOKIE;
 use pingora::http::RequestHeader;
@@ -14,10 +15,23 @@ use super::route::ApiRoute;
 use super::slots::Presented;
 use super::target::{Target, is_visit_name};
 use super::{Ended, Gateway, Visit};
-use crate::broker::{Credential, Demand};
+use crate::broker::{Credential, Demand, Permit};
 use crate::config::routes::{Access, RouteLimit};
 use crate::error::GatewayError;
 use crate::session::Transport;
+
+/// A request that asks to pass to the API.
+pub(super) struct Asked<'a> {
+    pub(super) head: &'a RequestHeader,
+    pub(super) route: &'a ApiRoute,
+    pub(super) target: &'a Target<'a>,
+    /// Where the client is.
+    pub(super) address: Option<IpAddr>,
+    /// Whether it asks for another protocol.
+    pub(super) upgrades: bool,
+    /// Whether the answer can give a browser its first cookie.
+    pub(super) can_set_cookie: bool,
+}
 
 impl Gateway {
     /// The way of an API request.
@@ -28,11 +42,34 @@ impl Gateway {
         target: &Target<'_>,
         visit: &mut Visit<'_>,
     ) -> Result<Ended, GatewayError> {
+        let address = self.client_address(http, &[]);
+        let head = http.req_header();
+        let upgrades = headers::asks_for_websocket(head);
+        let asked = Asked { head, route, target, address, upgrades, can_set_cookie: true };
+        let (permit, visits) = self.decide(&asked, visit).await?;
+        let upload = self.take_upload(http, route).await?;
+        if route.limit == RouteLimit::SignIn {
+            // The account that a sign-up or reset names.
+            let email = upload.member("email");
+            self.limits.sign_in(address, visit.tenant_id().zip(email.as_ref().map(|email| email.as_str())))?;
+        }
+        let client = address.and_then(headers::address);
+        // A problem on the way down owes the page the same headers.
+        let answer_headers = visit.cors.clone();
+        let passage = Passage { route, tenant: visit.tenant_id(), visits, client, answer_headers };
+        self.forward(http, passage, permit, upload).await
+    }
+
+    /// The one decision: whether a request may pass, and as whom; and the ids of the visits that it names.
+    pub(super) async fn decide(
+        &self,
+        asked: &Asked<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(Permit, Vec<String>), GatewayError> {
+        let Asked { head, route, target, address, upgrades, can_set_cookie } = *asked;
         if target.carries_credential(&[]) {
             return Err(GatewayError::BadTarget("it carries a credential"));
         }
-        let address = self.client_address(http);
-        let head = http.req_header();
         let visits = visits(head, target)?;
         let presented = Presented::take(&head.headers, self.cookies.name(), &[]);
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
@@ -41,12 +78,13 @@ impl Gateway {
         let exposure = Exposure {
             rides_on_cookie: presented.cookie || presented.placeholder,
             may_set_cookie: false,
-            changes_state: !safe || headers::asks_for_websocket(head),
+            changes_state: !safe || upgrades,
         };
         proof::demand(&head.headers, visit.origins(), exposure)?;
         let came_with_cookie = presented.cookie;
         let mut credential = Self::noted(visit, presented);
-        if credential.is_none() && !came_with_cookie && self.creates_visitor(route, head, visit)? {
+        let bears_nothing = credential.is_none() && !came_with_cookie;
+        if bears_nothing && can_set_cookie && self.creates_visitor(route, head, visit)? {
             self.limits.visitor(address)?;
             let tenant = visit.tenant_id().ok_or(GatewayError::UnknownTenant)?;
             let cookie = Box::pin(self.broker.visitor_on_demand(tenant)).await?;
@@ -63,18 +101,7 @@ impl Gateway {
             safe,
         };
         let permit = self.broker.authenticate(&demand, credential.as_ref()).await?;
-        let visits = visits.into_iter().map(Cow::into_owned).collect();
-        let upload = self.take_upload(http, route).await?;
-        if route.limit == RouteLimit::SignIn {
-            // The account that a sign-up or reset names.
-            let email = upload.member("email");
-            self.limits.sign_in(address, visit.tenant_id().zip(email.as_ref().map(|email| email.as_str())))?;
-        }
-        let client = address.and_then(headers::address);
-        // A problem on the way down owes the page the same headers.
-        let answer_headers = visit.cors.clone();
-        let passage = Passage { route, tenant: visit.tenant_id(), visits, client, answer_headers };
-        self.forward(http, passage, permit, upload).await
+        Ok((permit, visits.into_iter().map(Cow::into_owned).collect()))
     }
 
     /// Whether this request brings a visitor into being: a browser's, on a route that needs one, with proof.

@@ -59,6 +59,9 @@ pub(super) struct Outgoing<'o> {
 const OVERRIDES: [&str; 6] =
     ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url", "x-real-ip"];
 
+/// Those of them that no proxy sets for itself.
+const DISGUISES: [&str; 4] = ["x-http-method-override", "x-http-method", "x-method-override", "x-rewrite-url"];
+
 /// How the upstream request's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -191,6 +194,11 @@ fn is_never_forwarded(name: &HeaderName) -> bool {
         || name.as_str().starts_with("x-forwarded-")
         || OVERRIDES.contains(&name.as_str())
         || imitates_guarded(name.as_str())
+}
+
+/// Whether a field that another proxy would pass on could make the request another one than the one that was judged.
+pub(super) fn disguises(name: &HeaderName) -> bool {
+    DISGUISES.contains(&name.as_str()) || imitates_guarded(name.as_str())
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

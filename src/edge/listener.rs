@@ -34,10 +34,10 @@ const MOST_REQUESTS: u32 = 10_000;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Counts a request as under way while it lives.
-struct UnderWay<'g>(&'g Census);
+pub(super) struct UnderWay<'g>(&'g Census);
 
 impl<'g> UnderWay<'g> {
-    fn new(census: &'g Census) -> Self {
+    pub(super) fn new(census: &'g Census) -> Self {
         census.enter();
         Self(census)
     }

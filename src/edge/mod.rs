@@ -4,6 +4,7 @@
 pub mod admin;
 mod api;
 mod forward;
+pub mod forward_auth;
 mod headers;
 mod idle;
 mod limits;
@@ -225,16 +226,7 @@ impl Gateway {
 
     /// Where every error of every way ends.
     async fn problem(&self, http: &mut ServerSession, visit: &mut Visit<'_>, error: &GatewayError) -> Ended {
-        let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
-        if error.status() >= 500 {
-            tracing::warn!(code, route, tenant, %error, "request failed");
-        } else {
-            tracing::debug!(code, route, tenant, "request refused");
-        }
-        let mut answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
-        if visit.by_cookie && matches!(error, GatewayError::SessionGone) {
-            answer = answer.with(SET_COOKIE, self.cookies.expire());
-        }
+        let answer = self.refusal(visit, error);
         if !http.is_body_done() {
             http.set_keepalive(None);
         }
@@ -246,6 +238,21 @@ impl Gateway {
             let _ = http.drain_request_body().await;
         }
         Ended::Complete
+    }
+
+    /// What the client is told of `error`, and the log beside it.
+    fn refusal(&self, visit: &mut Visit<'_>, error: &GatewayError) -> Answer {
+        let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
+        if error.status() >= 500 {
+            tracing::warn!(code, route, tenant, %error, "request failed");
+        } else {
+            tracing::debug!(code, route, tenant, "request refused");
+        }
+        let answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
+        match error {
+            GatewayError::SessionGone if visit.by_cookie => answer.with(SET_COOKIE, self.cookies.expire()),
+            _ => answer,
+        }
     }
 
     fn finished(&self, http: &ServerSession, visit: &Visit<'_>, ended: &Ended, started: Instant) {

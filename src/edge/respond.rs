@@ -77,6 +77,11 @@ impl Answer {
         answer
     }
 
+    /// Its status.
+    pub(super) const fn status(&self) -> u16 {
+        self.status
+    }
+
     /// The answer with a further header.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));

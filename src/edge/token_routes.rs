@@ -132,7 +132,7 @@ impl Gateway {
     ) -> Result<Answer, GatewayError> {
         let transport = self.edge_tenant(tenant)?.transport_at_birth(&http.req_header().headers);
         let asked = query.site()?;
-        let address = self.client_address(http);
+        let address = self.client_address(http, &[]);
         let may_mint = || self.limits.visitor(address);
         let granted = self.broker.anonymous_login(tenant, credential.as_ref(), asked, transport, may_mint).await?;
         Ok(Answer::granted(&granted, &self.cookies))
@@ -179,7 +179,7 @@ impl Gateway {
     }
 
     fn limit_sign_in(&self, http: &ServerSession, tenant: &TenantId, grant: &Grant) -> Result<(), GatewayError> {
-        self.limits.sign_in(self.client_address(http), grant.email().map(|email| (tenant, email)))
+        self.limits.sign_in(self.client_address(http, &[]), grant.email().map(|email| (tenant, email)))
     }
 
     fn login_options(&self, http: &ServerSession, tenant: &TenantId) -> Result<LoginOptions, GatewayError> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use http::HeaderMap;
 use http::header::{HOST, HeaderName, HeaderValue};
+use ipnet::IpNet;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 
@@ -121,11 +122,11 @@ impl Gateway {
         self.hosts.get(&host.to_ascii_lowercase()).and_then(|tenant| self.tenants.get(tenant))
     }
 
-    /// The client's address: the connection's, or what proxies that are trusted say of it.
-    pub(super) fn client_address(&self, http: &ServerSession) -> Option<IpAddr> {
+    /// The client's address: the connection's, or what proxies that are trusted, or among `peers`, say of it.
+    pub(super) fn client_address(&self, http: &ServerSession, peers: &[IpNet]) -> Option<IpAddr> {
         let peer = http.client_addr()?.as_inet()?.ip();
-        let trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
-        if self.trusted_proxies.is_empty() || !trusted(&peer) {
+        let trusted = |address: &IpAddr| self.trusted_proxies.iter().chain(peers).any(|net| net.contains(address));
+        if !trusted(&peer) {
             return Some(peer);
         }
         let forwarded = http.req_header().headers.get_all("x-forwarded-for").iter().rev();

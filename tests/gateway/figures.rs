@@ -1,5 +1,5 @@
-//! What the runs under faults measured, for whoever runs them.
-//! `make faults` names the file; without it nothing is written.
+//! What the tests measured and held, for whoever runs them.
+//! `make faults` and `make ingress` name the file; without it nothing is written.
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -8,7 +8,7 @@ use std::io::Write;
 /// Keeps one figure.
 pub fn record(name: &str, value: impl Display) {
     println!("{name} {value}");
-    let Some(path) = std::env::var_os("FAULTS_FIGURES") else { return };
+    let Some(path) = std::env::var_os("TEST_FIGURES") else { return };
     let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
     writeln!(file, "{name} {value}").unwrap();
 }

@@ -1,5 +1,6 @@
 //! Bytes on their way: large bodies, event streams, WebSockets, and connections that are used again or break.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -140,10 +141,13 @@ async fn an_event_stream_ends_with_its_session_idle_or_not() {
     }
 }
 
-fn open_socket(world: &World, headers: &[(&'static str, &str)]) -> Result<WebSocket<std::net::TcpStream>, u16> {
-    let stream = std::net::TcpStream::connect(world.gateway().public).unwrap();
+pub fn open_socket(
+    address: SocketAddr,
+    headers: &[(&'static str, &str)],
+) -> Result<WebSocket<std::net::TcpStream>, u16> {
+    let stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(AT_MOST)).unwrap();
-    let mut request = format!("ws://{}{SOCKET}", world.gateway().public).into_client_request().unwrap();
+    let mut request = format!("ws://{address}{SOCKET}").into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
@@ -154,7 +158,7 @@ fn open_socket(world: &World, headers: &[(&'static str, &str)]) -> Result<WebSoc
     }
 }
 
-fn echo(socket: &mut WebSocket<std::net::TcpStream>, message: &Message) {
+pub fn echo(socket: &mut WebSocket<std::net::TcpStream>, message: &Message) {
     socket.send(message.clone()).unwrap();
     assert_eq!(socket.read().unwrap(), *message);
 }
@@ -163,7 +167,8 @@ fn echo(socket: &mut WebSocket<std::net::TcpStream>, message: &Message) {
 async fn a_websocket_says_back_what_it_hears_many_times() {
     let world = World::new().await;
     let visitor = world.visitor().await;
-    let mut socket = open_socket(&world, &[("authorization", &format!("Bearer {}", visitor.access))]).unwrap();
+    let mut socket =
+        open_socket(world.gateway().public, &[("authorization", &format!("Bearer {}", visitor.access))]).unwrap();
     for number in 0..300 {
         echo(&mut socket, &Message::text(format!("message {number}")));
     }
@@ -182,12 +187,13 @@ async fn a_websocket_says_back_what_it_hears_many_times() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_behind_a_cookie_needs_proof_and_a_session() {
     let world = World::new().await;
-    assert_eq!(open_socket(&world, &[]).err(), Some(401));
+    assert_eq!(open_socket(world.gateway().public, &[]).err(), Some(401));
     let browser = world.browser();
     browser.login().await;
     let cookie = browser.cookie.lock().unwrap().clone().unwrap();
-    let with = |name: &'static str, value: &str| open_socket(&world, &[("cookie", &cookie), (name, value)]);
-    assert_eq!(open_socket(&world, &[("cookie", &cookie)]).err(), Some(403));
+    let with =
+        |name: &'static str, value: &str| open_socket(world.gateway().public, &[("cookie", &cookie), (name, value)]);
+    assert_eq!(open_socket(world.gateway().public, &[("cookie", &cookie)]).err(), Some(403));
     assert_eq!(with("origin", "https://evil.example.com").err(), Some(403));
     assert_eq!(with("sec-fetch-site", "cross-site").err(), Some(403));
     for (name, value) in
@@ -201,7 +207,9 @@ async fn a_websocket_behind_a_cookie_needs_proof_and_a_session() {
 async fn an_idle_websocket_ends_with_its_session() {
     let world = World::new().await;
     let customer = world.customer().await;
-    let mut socket = open_socket(&world, &[("authorization", &format!("Bearer {}", customer.tokens.access))]).unwrap();
+    let mut socket =
+        open_socket(world.gateway().public, &[("authorization", &format!("Bearer {}", customer.tokens.access))])
+            .unwrap();
     echo(&mut socket, &Message::text("hello"));
     assert_eq!(world.ask("POST /_gateway/logout").bearer(&customer.tokens.access).send().await.status, 204);
     socket.get_ref().set_read_timeout(Some(AFTERLIFE)).unwrap();
@@ -217,8 +225,8 @@ async fn an_idle_websocket_ends_with_its_session() {
 
 /// A place between the gateway and the simulator that sees who hangs up.
 struct Between {
-    address: std::net::SocketAddr,
-    target: Arc<OnceLock<std::net::SocketAddr>>,
+    address: SocketAddr,
+    target: Arc<OnceLock<SocketAddr>>,
     hung_up: Arc<AtomicUsize>,
 }
 
@@ -262,7 +270,7 @@ async fn a_client_that_hangs_up_hangs_up_upstream_too() {
     gone("the idle event stream is closed upstream").await;
 
     let bearer = format!("Bearer {}", visitor.access);
-    drop(open_socket(&world, &[("authorization", &bearer)]).unwrap());
+    drop(open_socket(world.gateway().public, &[("authorization", &bearer)]).unwrap());
     gone("the WebSocket is closed upstream").await;
 
     world.simulator.fault(json!({"operation": "api", "mode": "hang", "times": 1})).await;

@@ -1,0 +1,298 @@
+//! Other proxies that ask for verdicts: the shipped examples of `deploy/ingress`, run by the real programs.
+//! The same cases hold before each of them; nothing of the client's own takes the place of what a verdict gives.
+
+mod programs;
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::figures;
+use crate::steps::{JOHN, assert_dead, john, who};
+use crate::streaming::{echo, open_socket};
+use crate::world::{Answer, Ask, Tokens, World, free_port};
+use programs::{Ingress, Program};
+
+const ORDERS: &str = "GET /order-v2/acme/orders";
+const PRICES: &str = "GET /price/acme/prices";
+const SHOP: &str = "https://shop.example.com";
+
+/// A gateway that gives verdicts, and a program before the API that asks for them.
+struct Street {
+    world: World,
+    ingress: Ingress,
+}
+
+impl Street {
+    async fn lined_by(program: Program) -> Self {
+        let verdicts = free_port();
+        let world = World::builder()
+            .set("FORWARD_AUTH__LISTEN", format!("127.0.0.1:{verdicts}"))
+            .set("FORWARD_AUTH__TRUSTED_PEERS", r#"["127.0.0.0/8"]"#)
+            .set("FORWARD_AUTH__VISITORS", "true")
+            .start()
+            .await;
+        let ingress =
+            Ingress::start(program, world.gateway().public.port(), verdicts, world.simulator.address.port()).await;
+        Self { world, ingress }
+    }
+
+    /// Begins a request of the program.
+    fn ask(&self, line: &str) -> Ask<'_> {
+        self.world.ask_at(self.ingress.address, line)
+    }
+
+    /// What reached the API while `ask` was answered.
+    async fn reached(&self, ask: Ask<'_>) -> (Answer, Vec<crate::world::Received>) {
+        self.world.simulator.forget_calls().await;
+        let answer = ask.send().await;
+        (answer, self.world.received("api").await)
+    }
+}
+
+async fn holds_every_case(program: Program) {
+    let street = Street::lined_by(program).await;
+    let world = &street.world;
+    world.simulator.set(json!({"customer_access_ttl": 3_600})).await;
+    let john = world.customer().await;
+    let (visitor, customer) = (&john.visitor.access, &john.tokens.access);
+    let held = |case: &str| figures::record("ingress_case", format!("{program:?}: {case}"));
+    a_session_passes_with_its_tokens(&street, customer).await;
+    held("authenticated");
+    nobody_passes_without_one(&street).await;
+    held("none");
+    what_the_client_says_of_itself_is_gone(&street, visitor, customer).await;
+    held("spoofed identity");
+    what_the_client_says_of_the_request_is_not_believed(&street, customer).await;
+    held("spoofed request");
+    odd_targets_arrive_as_they_came(&street).await;
+    held("odd targets");
+    token_routes_are_the_gateways_own(&street).await;
+    held("token routes");
+    browsers_are_answered(&street).await;
+    held("preflight, 401 body, first cookie");
+    sockets_pass(&street, visitor);
+    held("upgrade");
+    a_session_that_expired_is_renewed(&street, customer).await;
+    held("expired and refreshed");
+    a_session_that_was_ended_does_not_pass(&street, customer).await;
+    held("revoked");
+    nobody_passes_without_the_gateway(street).await;
+    held("gateway down");
+}
+
+async fn a_session_passes_with_its_tokens(street: &Street, access: &str) {
+    let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access)).await;
+    assert_eq!((answer.status, reached.len()), (200, 1), "{}", answer.text);
+    let one = |name| reached[0].headers(name).join("|");
+    assert!(one("authorization").starts_with("Bearer ") && !one("authorization").contains("eg_"), "{reached:?}");
+    assert!(one("saas-token").starts_with("eyJ"), "{reached:?}");
+    assert_eq!(one("x-emporix-customer-id"), JOHN);
+    assert_eq!(answer.header("cache-control"), "private, no-store");
+
+    let create = json!({"siteCode": "main", "currency": "EUR"});
+    let (answer, reached) = street.reached(street.ask("POST /cart/acme/carts").bearer(access).json(&create)).await;
+    assert_eq!((answer.status, reached.len()), (201, 1), "a body arrives behind the verdict: {}", answer.text);
+}
+
+async fn nobody_passes_without_one(street: &Street) {
+    let (answer, reached) = street.reached(street.ask(ORDERS)).await;
+    assert_eq!((answer.status, answer.code().as_str(), reached.len()), (401, "session_required", 0), "{}", answer.text);
+    let (answer, reached) = street.reached(street.ask(ORDERS).bearer("eg_c_forged")).await;
+    assert_dead(&answer);
+    assert!(reached.is_empty());
+    let (answer, reached) = street.reached(street.ask("GET /product/acme/products")).await;
+    assert_eq!((answer.status, reached.len()), (200, 1), "guests may read: {}", answer.text);
+}
+
+async fn what_the_client_says_of_itself_is_gone(street: &Street, visitor: &str, customer: &str) {
+    for handle in [visitor, customer] {
+        let forged = street
+            .ask(PRICES)
+            .bearer(handle)
+            .header("saas-token", "forged")
+            .header("x-emporix-session-id", "forged")
+            .header("x-emporix-customer-id", "forged")
+            .header("legal-entity-id", "forged")
+            .header("legalEntityId", "forged")
+            .header("cookie", "theme=dark; __Host-emporix-session=forged");
+        let (answer, reached) = street.reached(forged).await;
+        assert_eq!((answer.status, reached.len()), (200, 1), "{}", answer.text);
+        assert!(!format!("{reached:?}").contains("forged"), "{reached:?}");
+        assert_eq!(reached[0].headers("authorization").len(), 1);
+        assert_eq!(reached[0].headers("x-emporix-session-id").len(), 1, "{reached:?}");
+    }
+}
+
+async fn what_the_client_says_of_the_request_is_not_believed(street: &Street, access: &str) {
+    let harmless = "/product/acme/products";
+    for (name, value) in [
+        ("x-original-uri", harmless),
+        ("x-original-url", "http://shop.example.com/product/acme/products"),
+        ("x-forwarded-uri", harmless),
+        ("x-forwarded-method", "OPTIONS"),
+        ("x-original-method", "OPTIONS"),
+    ] {
+        let (answer, reached) = street.reached(street.ask(ORDERS).header(name, value)).await;
+        assert!((400..500).contains(&answer.status), "{name}: {} {}", answer.status, answer.text);
+        assert!(reached.is_empty(), "{name}");
+    }
+    // Passed on, they could make another request of the one that was judged.
+    for name in ["x-http-method-override", "x-rewrite-url", "saas.token"] {
+        let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access).header(name, "forged")).await;
+        assert!(!format!("{reached:?}").contains("forged"), "{name}: {} {reached:?}", answer.status);
+    }
+}
+
+async fn odd_targets_arrive_as_they_came(street: &Street) {
+    for target in
+        ["/product/acme/products/caf%C3%A9;v=1,2", "/product/acme/products?q=a%20b&x=../%2F..&y=a+b&z=%E2%82%AC"]
+    {
+        let (answer, reached) = street.reached(street.ask(&format!("GET {target}"))).await;
+        assert!(answer.status < 500 && reached.len() == 1, "{target}: {} {}", answer.status, answer.text);
+        assert_eq!(reached[0].line(), format!("GET {target}"));
+    }
+    for target in
+        ["/product/acme/%2e%2e/%2e%2e/order-v2/acme/orders", "/product/acme%2f..%2f..%2forder-v2%2facme%2forders"]
+    {
+        let (answer, reached) = street.reached(street.ask(&format!("GET {target}"))).await;
+        assert!(answer.status >= 400 && reached.is_empty(), "{target}: {} {reached:?}", answer.status);
+    }
+}
+
+async fn token_routes_are_the_gateways_own(street: &Street) {
+    let visitor = Tokens::of(&street.ask(crate::steps::ANONYMOUS_LOGIN).send().await);
+    assert!(visitor.access.starts_with("eg_"), "{visitor:?}");
+    let login = street.ask("POST /customer/acme/login").bearer(&visitor.access).json(&john()).send().await;
+    let customer = Tokens::of(&login);
+    assert_eq!(who(&street.ask("GET /customer/acme/me").bearer(&customer.access).send().await), JOHN);
+    assert_eq!(street.ask("GET /customer/acme/logout").bearer(&customer.access).send().await.status, 204);
+    assert_dead(&street.ask(ORDERS).bearer(&customer.access).send().await);
+}
+
+async fn browsers_are_answered(street: &Street) {
+    let asks = street.ask("OPTIONS /order-v2/acme/orders").header("origin", SHOP);
+    let (answer, reached) = street.reached(asks.header("access-control-request-method", "GET")).await;
+    assert_eq!((answer.status, reached.len()), (204, 0), "{}", answer.text);
+    assert_eq!(answer.header("access-control-allow-origin"), SHOP);
+
+    let refused = street.ask(ORDERS).header("origin", SHOP).send().await;
+    assert_eq!((refused.status, refused.header("access-control-allow-origin").as_str()), (401, SHOP));
+    assert_eq!(refused.code(), "session_required");
+
+    let first = street.ask(PRICES).header("sec-fetch-site", "same-origin").send().await;
+    assert_eq!((first.status, first.cookies().len()), (200, 1), "a browser gets its session: {}", first.text);
+    assert!(first.cookies()[0].contains("HttpOnly"), "{:?}", first.cookies());
+    let cookie = first.cookies()[0].split(';').next().unwrap().to_owned();
+    let visit = street.world.simulator.last_api_request().await.headers("x-emporix-session-id");
+    let again = street.ask(PRICES).header("sec-fetch-site", "same-origin").header("cookie", &cookie).send().await;
+    assert_eq!((again.status, again.cookies().len()), (200, 0), "{}", again.text);
+    assert_eq!(street.world.simulator.last_api_request().await.headers("x-emporix-session-id"), visit);
+}
+
+fn sockets_pass(street: &Street, access: &str) {
+    let bearer = format!("Bearer {access}");
+    let mut socket = open_socket(street.ingress.address, &[("authorization", &bearer)]).unwrap();
+    echo(&mut socket, &Message::text("hello"));
+    assert_eq!(open_socket(street.ingress.address, &[]).err(), Some(401));
+}
+
+async fn a_session_that_expired_is_renewed(street: &Street, access: &str) {
+    street.world.clock.advance(Duration::from_secs(3_700));
+    let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access)).await;
+    assert_eq!((answer.status, reached.len()), (200, 1), "{}", answer.text);
+    assert_eq!(street.world.simulator.calls("refresh").await, 1);
+}
+
+async fn a_session_that_was_ended_does_not_pass(street: &Street, access: &str) {
+    assert_eq!(street.world.log_out(access).await.status, 204);
+    let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access)).await;
+    assert_dead(&answer);
+    assert!(reached.is_empty());
+}
+
+async fn nobody_passes_without_the_gateway(mut street: Street) {
+    street.world.replicas[0].stop();
+    street.world.replicas[0].join();
+    for line in [ORDERS, "GET /product/acme/products"] {
+        let (answer, reached) = street.reached(street.ask(line)).await;
+        assert!(answer.status >= 500 && reached.is_empty(), "{line}: {} {}", answer.status, answer.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_passes_what_the_gateway_lets_pass() {
+    holds_every_case(Program::Nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn haproxy_passes_what_the_gateway_lets_pass() {
+    holds_every_case(Program::Haproxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caddy_passes_what_the_gateway_lets_pass() {
+    holds_every_case(Program::Caddy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traefik_passes_what_the_gateway_lets_pass() {
+    holds_every_case(Program::Traefik).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_passes_what_the_gateway_lets_pass() {
+    holds_every_case(Program::Envoy).await;
+}
+
+/// Asks for a verdict as a proxy of the dialect `nginx` would, about `line`.
+fn verdict<'w>(world: &'w World, listener: u16, line: &str) -> Ask<'w> {
+    let (method, target) = line.split_once(' ').unwrap();
+    let ask = world.ask_at(([127, 0, 0, 1], listener).into(), "GET /auth/nginx");
+    ask.header("x-original-method", method).header("x-original-uri", target)
+}
+
+fn giving_verdicts(listener: u16, peers: &str) -> crate::world::Builder {
+    let listen = World::builder().set("FORWARD_AUTH__LISTEN", format!("127.0.0.1:{listener}"));
+    listen.set("FORWARD_AUTH__TRUSTED_PEERS", peers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_not_trusted_is_told_nothing() {
+    let listener = free_port();
+    let world = giving_verdicts(listener, r#"["10.0.0.0/8"]"#).start().await;
+    let john = world.customer().await;
+    let answer = verdict(&world, listener, ORDERS).bearer(&john.tokens.access).send().await;
+    assert_eq!((answer.status, answer.code().as_str()), (403, "denied"));
+    let forwarded = verdict(&world, listener, ORDERS).bearer(&john.tokens.access).header("x-forwarded-for", "10.0.0.1");
+    assert_eq!(forwarded.send().await.status, 403, "nobody is trusted for what he says");
+    assert_eq!(answer.header("authorization"), "");
+    assert_eq!(world.gateway().metric(r#"gateway_verdicts_total{dialect="nginx",verdict="pass"}"#), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_gateway_can_do_passes_nobody() {
+    let listener = free_port();
+    let world = giving_verdicts(listener, r#"["127.0.0.1/32"]"#).start().await;
+    let john = world.customer().await;
+    let access = &john.tokens.access;
+    for line in [
+        "POST /customer/acme/login",
+        "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront",
+        "POST /customer/acme/password/change",
+        "GET /_gateway/session",
+        "POST /oauth/token",
+        &format!("GET /order-v2/acme/orders?token={access}"),
+    ] {
+        let answer = verdict(&world, listener, line).bearer(access).send().await;
+        assert_eq!((answer.status, answer.code().as_str()), (403, "denied"), "{line}");
+    }
+    let public = world.ask(ORDERS).bearer(access).send().await;
+    let passed = verdict(&world, listener, ORDERS).bearer(access).stream().await;
+    assert!(public.status == 200 && passed.headers().contains_key("authorization"));
+    assert_eq!(passed.bytes().await.unwrap().len(), 0);
+    assert_eq!(world.ask("GET /auth/nginx").bearer(access).send().await.header("authorization"), "", "public");
+    let first = verdict(&world, listener, PRICES).header("sec-fetch-site", "same-origin").send().await;
+    assert_eq!((first.status, first.cookies().len()), (401, 0), "no cookies unless configured");
+}
