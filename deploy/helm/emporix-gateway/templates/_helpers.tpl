@@ -1,0 +1,54 @@
+{{/* Names, labels, the image, and the configuration as it takes effect. */}}
+
+{{- define "emporix-gateway.name" -}}
+{{ .Values.nameOverride | default "emporix-gateway" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "emporix-gateway.fullname" -}}
+{{- $name := include "emporix-gateway.name" . -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{/* Room for the longest suffix, -dashboards. */}}
+{{- .Values.fullnameOverride | default $full | trunc 52 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "emporix-gateway.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "emporix-gateway.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "emporix-gateway.labels" -}}
+{{ include "emporix-gateway.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "emporix-gateway.serviceAccount" -}}
+{{- $own := ternary (include "emporix-gateway.fullname" .) "default" .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default $own }}
+{{- end }}
+
+{{- define "emporix-gateway.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{- define "emporix-gateway.servicePort" -}}
+{{ .Values.service.port | default (ternary 443 80 (ne .Values.tls.existingSecret "")) }}
+{{- end }}
+
+{{- define "emporix-gateway.config" -}}
+{{- $listen := dict "public" (printf "0.0.0.0:%d" (int .Values.ports.public)) -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $_ := set $listen "tls" (dict "certificate_file" "/run/secrets/tls/tls.crt" "key_file" "/run/secrets/tls/tls.key") -}}
+{{- end -}}
+{{- $own := dict "listen" $listen "admin" (dict "listen" (printf "0.0.0.0:%d" (int .Values.ports.admin))) -}}
+{{- with .Values.forwardAuth -}}
+{{- if .enabled -}}
+{{- $address := printf "0.0.0.0:%d" (int .port) -}}
+{{- $_ := set $own "forward_auth" (dict "listen" $address "trusted_peers" .trustedPeers) -}}
+{{- end -}}
+{{- end -}}
+{{- mustMergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
+{{- end }}

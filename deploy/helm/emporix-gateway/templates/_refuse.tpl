@@ -1,0 +1,66 @@
+{{/* What the schema cannot say: values that contradict each other, and secrets where anybody could read them. */}}
+
+{{- define "emporix-gateway.refuse" -}}
+{{- $config := .Values.config -}}
+
+{{- $replicas := ternary .Values.autoscaling.maxReplicas .Values.replicaCount .Values.autoscaling.enabled | int -}}
+{{- if and (gt $replicas 1) (ne (dig "store" "kind" "memory" $config) "redis") -}}
+{{- fail (printf "%d replicas need config.store.kind: redis. With memory none knows the sessions of the others." $replicas) -}}
+{{- end -}}
+
+{{- range $key := list "listen.public" "listen.tls" "admin.listen" "forward_auth" -}}
+{{- if include "emporix-gateway.at" (dict "config" $config "key" $key) -}}
+{{- fail (printf "config.%s is the chart's: set ports, tls.existingSecret or forwardAuth instead." $key) -}}
+{{- end -}}
+{{- end -}}
+
+{{- $secrets := list "admin.token" "store.redis.password" "store.redis.sentinel.password" -}}
+{{- range $tenant, $_ := $config.tenants -}}
+{{- $secrets = concat $secrets (list (printf "tenants.%s.saas_token.secret" $tenant)) -}}
+{{- $secrets = concat $secrets (list (printf "tenants.%s.webhook.secret" $tenant)) -}}
+{{- end -}}
+{{- if contains "@" (dig "store" "redis" "url" "" $config) -}}
+{{- $secrets = append $secrets "store.redis.url" -}}
+{{- end -}}
+{{- range $key := $secrets -}}
+{{- if include "emporix-gateway.at" (dict "config" $config "key" $key) -}}
+{{- include "emporix-gateway.readable" $key -}}
+{{- end -}}
+{{- end -}}
+{{- range $index, $key := dig "store" "seal" "keys" list $config -}}
+{{- if $key.secret -}}
+{{- include "emporix-gateway.readable" (printf "store.seal.keys.%d.secret" $index) -}}
+{{- end -}}
+{{- end -}}
+
+{{- $drain := dig "listen" "drain_timeout" "30s" $config | nospace -}}
+{{- $midnight := toDate "2006-01-02" "2026-01-01" -}}
+{{- $drained := sub (mustDateModify $drain $midnight | unixEpoch | int64) (unixEpoch $midnight | int64) -}}
+{{- $needed := add $drained .Values.preStopSeconds | int -}}
+{{- if le (int .Values.terminationGracePeriodSeconds) $needed -}}
+{{- $sentence := "terminationGracePeriodSeconds must be over %d, preStopSeconds and config.listen.drain_timeout together:" -}}
+{{- fail (printf (print $sentence " a replica would be killed amid its last requests.") $needed) -}}
+{{- end -}}
+
+{{- if and .Values.forwardAuth.enabled (ne .Values.service.type "ClusterIP") -}}
+{{- fail "forwardAuth needs service.type: ClusterIP. Its port must not be everybody's." -}}
+{{- end -}}
+
+{{- if and (eq .Values.mode "sidecar") .Values.podMonitor.enabled (not .Values.podMonitor.matchLabels) -}}
+{{- fail "podMonitor.matchLabels: in sidecar mode the pods are another chart's; name their labels." -}}
+{{- end -}}
+{{- end }}
+
+{{/* What stands at a dotted key of the configuration; empty when nothing does. */}}
+{{- define "emporix-gateway.at" -}}
+{{- $place := .config -}}
+{{- range splitList "." .key -}}
+{{- $place = ternary $place dict (kindIs "map" $place) -}}
+{{- $place = get $place . -}}
+{{- end -}}
+{{- if $place }}{{ toJson $place }}{{ end -}}
+{{- end }}
+
+{{- define "emporix-gateway.readable" -}}
+{{- fail (printf "config.%s would be readable in a ConfigMap: put it into existingSecret and name its file, %s_file." . .) -}}
+{{- end }}
