@@ -1,7 +1,8 @@
 # Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
 # `make faults` proves the rest of it, which takes longer: what breaks around the gateway, at full size.
 
-.PHONY: demo test faults ingress check guard record bench measure programs tools servers counters proxies peers
+.PHONY: demo test faults ingress check guard record bench measure programs tools servers counters proxies peers \
+	deploy-check
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
 demo: tools
@@ -46,6 +47,16 @@ measure: programs peers counters
 	@for suite in growth cold idle sessions; do echo "== $$suite"; target/release/compare $$suite || exit; done
 	@echo '== tls'; taskset -c 0 target/release/compare tls
 	@echo '== latency'; taskset -c 1 target/release/compare latency
+
+# Renders and validates what is under deploy/, and asks the gateway about every configuration in it. Ends with a line of
+# counts. GATEWAY_BINARY names a gateway that is built already.
+deploy-check: tools servers
+	@[ -n "$$GATEWAY_BINARY" ] || cargo build --bin emporix-gateway
+	@command -v openssl >/dev/null && python3 -c 'import ensurepip' 2>/dev/null || $(APT) openssl python3-venv
+	@cmp -s deploy/requirements.txt target/deploy/requirements.txt \
+		|| { python3 -m venv target/deploy && target/deploy/bin/pip install --quiet -r deploy/requirements.txt \
+		&& cp deploy/requirements.txt target/deploy; }
+	@target/deploy/bin/python deploy/check.py
 
 programs: tools servers
 	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin floor --bin compare

@@ -41,7 +41,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "emporix-gateway.config" -}}
 {{- $listen := dict "public" (printf "0.0.0.0:%d" (int .Values.ports.public)) -}}
 {{- if .Values.tls.existingSecret -}}
-{{- $_ := set $listen "tls" (dict "certificate_file" "/run/secrets/tls/tls.crt" "key_file" "/run/secrets/tls/tls.key") -}}
+{{- $folder := "/run/secrets/tls" -}}
+{{- $tls := dict "certificate_file" (print $folder "/tls.crt") "key_file" (print $folder "/tls.key") -}}
+{{- $_ := set $listen "tls" $tls -}}
 {{- end -}}
 {{- $own := dict "listen" $listen "admin" (dict "listen" (printf "0.0.0.0:%d" (int .Values.ports.admin))) -}}
 {{- with .Values.forwardAuth -}}

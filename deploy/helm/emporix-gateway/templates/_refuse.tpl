@@ -5,7 +5,7 @@
 
 {{- $replicas := ternary .Values.autoscaling.maxReplicas .Values.replicaCount .Values.autoscaling.enabled | int -}}
 {{- if and (gt $replicas 1) (ne (dig "store" "kind" "memory" $config) "redis") -}}
-{{- fail (printf "%d replicas need config.store.kind: redis. With memory none knows the sessions of the others." $replicas) -}}
+{{- fail (printf "%d replicas need config.store.kind: redis. In memory each has sessions of its own." $replicas) -}}
 {{- end -}}
 
 {{- range $key := list "listen.public" "listen.tls" "admin.listen" "forward_auth" -}}
@@ -34,12 +34,12 @@
 {{- end -}}
 
 {{- $drain := dig "listen" "drain_timeout" "30s" $config | nospace -}}
-{{- $midnight := toDate "2006-01-02" "2026-01-01" -}}
-{{- $drained := sub (mustDateModify $drain $midnight | unixEpoch | int64) (unixEpoch $midnight | int64) -}}
+{{- $start := toDate "2006-01-02" "2026-01-01" -}}
+{{- $drained := sub (mustDateModify $drain $start | unixEpoch | int64) (unixEpoch $start | int64) -}}
 {{- $needed := add $drained .Values.preStopSeconds | int -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) $needed -}}
-{{- $sentence := "terminationGracePeriodSeconds must be over %d, preStopSeconds and config.listen.drain_timeout together:" -}}
-{{- fail (printf (print $sentence " a replica would be killed amid its last requests.") $needed) -}}
+{{- $why := "preStopSeconds and config.listen.drain_timeout together. A replica would be killed amid requests." -}}
+{{- fail (printf "terminationGracePeriodSeconds must be over %d, %s" $needed $why) -}}
 {{- end -}}
 
 {{- if and .Values.forwardAuth.enabled (ne .Values.service.type "ClusterIP") -}}
@@ -62,5 +62,6 @@
 {{- end }}
 
 {{- define "emporix-gateway.readable" -}}
-{{- fail (printf "config.%s would be readable in a ConfigMap: put it into existingSecret and name its file, %s_file." . .) -}}
+{{- $way := "put it into existingSecret, and name its file by the same key and _file." -}}
+{{- fail (printf "config.%s would be readable in a ConfigMap: %s" . $way) -}}
 {{- end }}

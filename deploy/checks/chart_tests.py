@@ -1,0 +1,245 @@
+"""What the chart promises, one sentence a test. A test takes `made`, which renders values and checks what comes out."""
+
+from checks.chart import refusal
+from checks.documents import at
+
+SINGLE = {"config": {"tenants": {"acme": {"client_id": "key"}}}}
+SEAL = {"active": "a", "keys": [{"id": "a", "secret_file": "/run/secrets/gateway/seal"}]}
+REDIS = {"kind": "redis", "redis": {"url": "redis://redis:6379"}, "seal": SEAL}
+
+
+def with_config(**sections):
+    return {"config": {**SINGLE["config"], **sections}, "existingSecret": "emporix-gateway"}
+
+
+def kinds(documents):
+    return sorted(document["kind"] for document in documents)
+
+
+def the(documents, kind, name="emporix-gateway"):
+    (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def container(documents):
+    return at(the(documents, "Deployment"), "spec.template.spec.containers.0")
+
+
+def config_text(documents):
+    return the(documents, "ConfigMap")["data"]["config.yaml"]
+
+
+def one_replica_with_memory_needs_nothing_but_a_tenant(made):
+    assert kinds(made(SINGLE)) == [
+        "ConfigMap", "Deployment", "Pod", "PodDisruptionBudget", "Service", "Service", "ServiceAccount"]
+
+
+def a_release_without_tenants_is_refused(made):
+    assert "missing property 'tenants'" in refusal({})
+    assert "minProperties" in refusal({"config": {"tenants": {}}})
+
+
+def a_misspelt_value_is_refused(made):
+    assert "'replicas' not allowed" in refusal({**SINGLE, "replicas": 2})
+    assert "'annotation' not allowed" in refusal({**SINGLE, "service": {"annotation": {}}})
+
+
+def a_value_of_the_wrong_kind_is_refused(made):
+    for values in ({"mode": "boat"}, {"replicaCount": "2"}, {"replicaCount": 0}, {"ports": {"public": 70000}},
+                   {"image": {"digest": "latest"}}, {"service": {"type": "ExternalName"}},
+                   {"forwardAuth": {"trustedPeers": []}}, {"ingress": {"enabled": True}},
+                   {"httpRoute": {"enabled": True}}, {"networkPolicy": {"redis": {"ports": []}}}):
+        assert "values don't meet the specifications" in refusal({**SINGLE, **values}), values
+
+
+def replicas_that_share_no_store_are_refused(made):
+    told = "need config.store.kind: redis"
+    assert "2 replicas " + told in refusal({**SINGLE, "replicaCount": 2})
+    assert "6 replicas " + told in refusal({**SINGLE, "autoscaling": {"enabled": True}})
+    assert at(the(made({**with_config(store=REDIS), "replicaCount": 2}), "Deployment"), "spec.replicas") == 2
+
+
+def a_secret_in_the_configuration_is_refused(made):
+    for key, sections in {
+        "admin.token": {"admin": {"token": "hush-hush-hush-hush"}},
+        "store.redis.password": {"store": {"redis": {"password": "hush"}}},
+        "store.redis.url": {"store": {"redis": {"url": "redis://user:hush@redis:6379"}}},
+        "store.redis.sentinel.password": {"store": {"redis": {"sentinel": {"password": "hush"}}}},
+        "store.seal.keys.1.secret": {"store": {"seal": {"keys": [{"id": "a"}, {"id": "b", "secret": "hush"}]}}},
+        "tenants.acme.saas_token.secret": {"tenants": {"acme": {"saas_token": {"secret": "hush"}}}},
+        "tenants.acme.webhook.secret": {"tenants": {"acme": {"webhook": {"secret": "hush"}}}},
+    }.items():
+        told = refusal(with_config(**sections))
+        assert f"config.{key} would be readable" in told and "hush" not in told, key
+
+
+def what_the_chart_itself_listens_on_is_not_the_configurations(made):
+    for sections in ({"listen": {"public": "0.0.0.0:80"}}, {"listen": {"tls": {"key_file": "/key"}}},
+                     {"admin": {"listen": "0.0.0.0:9091"}}, {"forward_auth": {"listen": "0.0.0.0:8081"}}):
+        assert "is the chart's" in refusal(with_config(**sections)), sections
+
+
+def a_replica_is_given_the_time_to_drain(made):
+    assert "must be over 35" in refusal({**SINGLE, "terminationGracePeriodSeconds": 35})
+    assert "must be over 95" in refusal(with_config(listen={"drain_timeout": "1m 30s"}))
+    assert "must be over 45" in refusal({**SINGLE, "preStopSeconds": 15})
+    spec = at(the(made(SINGLE), "Deployment"), "spec.template.spec")
+    assert spec["terminationGracePeriodSeconds"] == 45
+    assert at(spec, "containers.0.lifecycle.preStop.sleep.seconds") == 5
+
+
+def the_configuration_is_passed_on_as_it_is(made):
+    text = config_text(made(with_config(hot_cache={"max_bytes": 536870912}, log={"access": True})))
+    assert "max_bytes: 536870912\n" in text and "access: true" in text
+
+
+def a_changed_configuration_rolls_the_replicas(made):
+    annotation = "spec.template.metadata.annotations"
+    one, same, other = (at(the(made(values), "Deployment"), annotation)["checksum/config"]
+                        for values in (SINGLE, SINGLE, with_config(log={"level": "warn"})))
+    assert one == same != other
+
+
+def listeners_follow_the_ports(made):
+    documents = made({**SINGLE, "ports": {"public": 8888, "admin": 9999}})
+    assert "public: 0.0.0.0:8888" in config_text(documents) and "listen: 0.0.0.0:9999" in config_text(documents)
+    assert [port["containerPort"] for port in container(documents)["ports"]] == [8888, 9999]
+    asks = at(the(documents, "Pod", "emporix-gateway-ready"), "spec.containers.0.args")
+    assert "http://emporix-gateway-admin:9999" in asks
+
+
+def probes_ask_the_operators_port(made):
+    for probe, path in {"startup": "/startupz", "liveness": "/livez", "readiness": "/readyz"}.items():
+        assert container(made(SINGLE))[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "admin"}
+
+
+def readiness_outlives_the_grace_of_sessions_in_memory(made):
+    probe = container(made(SINGLE))["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > 60
+
+
+def nobody_in_the_pod_is_root_or_writes(made):
+    documents = made(SINGLE)
+    context = container(documents)["securityContext"]
+    assert context["runAsNonRoot"] and context["runAsUser"] == 65532 and context["readOnlyRootFilesystem"]
+    assert context["capabilities"] == {"drop": ["ALL"]} and not context["allowPrivilegeEscalation"]
+    assert context["seccompProfile"]["type"] == "RuntimeDefault"
+    assert at(the(documents, "Deployment"), "spec.template.spec.automountServiceAccountToken") is False
+    assert at(the(documents, "ServiceAccount"), "automountServiceAccountToken") is False
+
+
+def secrets_are_files_of_one_secret(made):
+    documents = made({**SINGLE, "existingSecret": "shop-secrets"})
+    volumes = at(the(documents, "Deployment"), "spec.template.spec.volumes")
+    assert {"name": "gateway-secrets", "secret": {"secretName": "shop-secrets"}} in volumes
+    assert "/run/secrets/gateway" in [mount["mountPath"] for mount in container(documents)["volumeMounts"]]
+    assert "Secret" not in kinds(documents)
+
+
+def tls_is_the_public_ports_and_changes_the_service(made):
+    documents = made({**SINGLE, "tls": {"existingSecret": "shop-tls"}})
+    assert "certificate_file: /run/secrets/tls/tls.crt" in config_text(documents)
+    assert at(the(documents, "Service"), "spec.ports.0") == {"name": "https", "port": 443, "targetPort": "public"}
+    assert at(the(made(SINGLE), "Service"), "spec.ports.0") == {"name": "http", "port": 80, "targetPort": "public"}
+    assert container(documents)["readinessProbe"]["httpGet"].get("scheme") is None
+
+
+def verdicts_have_a_port_of_their_own(made):
+    documents = made({**SINGLE, "forwardAuth": {"enabled": True, "port": 8082, "trustedPeers": ["10.1.0.0/16"]}})
+    text = config_text(documents)
+    assert "forward_auth:\n  listen: 0.0.0.0:8082\n  trusted_peers:\n  - 10.1.0.0/16" in text
+    assert at(the(documents, "Service"), "spec.ports.1.port") == 8082
+    assert "forward_auth" not in config_text(made(SINGLE)) and at(the(made(SINGLE), "Service"), "spec.ports.1") is None
+
+
+def verdicts_are_not_for_everybody(made):
+    told = refusal({**SINGLE, "forwardAuth": {"enabled": True}, "service": {"type": "LoadBalancer"}})
+    assert "forwardAuth needs service.type: ClusterIP" in told
+
+
+def the_operators_port_is_not_on_the_public_service(made):
+    documents = made(SINGLE)
+    assert "admin" not in [port["targetPort"] for port in at(the(documents, "Service"), "spec.ports")]
+    assert at(the(documents, "Service", "emporix-gateway-admin"), "spec.clusterIP") == "None"
+
+
+def services_find_the_replicas_and_not_the_test_pod(made):
+    documents = made(SINGLE)
+    selector = at(the(documents, "Service"), "spec.selector").items()
+    assert selector <= at(the(documents, "Deployment"), "spec.template.metadata.labels").items()
+    assert not selector <= at(the(documents, "Pod", "emporix-gateway-ready"), "metadata.labels").items()
+
+
+def the_test_asks_with_the_gateways_own_image(made):
+    documents = made({**SINGLE, "image": {"repository": "registry.example.com/gateway", "tag": "9.9.9"}})
+    asked = at(the(documents, "Pod", "emporix-gateway-ready"), "spec.containers.0")
+    assert asked["image"] == container(documents)["image"] == "registry.example.com/gateway:9.9.9"
+    assert asked["args"][:2] == ["healthcheck", "--admin"]
+
+
+def a_digest_wins_over_a_tag(made):
+    image = {"tag": "1.2.3", "digest": "sha256:" + "a" * 64}
+    assert container(made({**SINGLE, "image": image}))["image"] == "emporix-gateway@sha256:" + "a" * 64
+
+
+def the_network_policy_tells_the_ports_apart(made):
+    values = {**with_config(store=REDIS), "networkPolicy": {"enabled": True}, "forwardAuth": {"enabled": True}}
+    spec = the(made(values), "NetworkPolicy")["spec"]
+    public, admin, verdicts = spec["ingress"]
+    assert public == {"ports": [{"port": "public"}]}
+    assert at(admin, "from.0.namespaceSelector.matchLabels") == {"kubernetes.io/metadata.name": "monitoring"}
+    assert at(verdicts, "from.0.namespaceSelector.matchLabels") == {"kubernetes.io/metadata.name": "ingress-nginx"}
+    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 443, 6379, 26379]
+
+
+def the_autoscaler_alone_counts_replicas(made):
+    documents = made({**with_config(store=REDIS), "autoscaling": {"enabled": True}})
+    assert at(the(documents, "Deployment"), "spec.replicas") is None
+    assert at(the(documents, "HorizontalPodAutoscaler"), "spec.scaleTargetRef.name") == "emporix-gateway"
+
+
+def monitors_look_at_the_operators_port_once(made):
+    documents = made({**SINGLE, "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}})
+    monitor = the(documents, "ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus" and at(monitor, "spec.endpoints.0.port") == "admin"
+    wanted = at(monitor, "spec.selector.matchLabels").items()
+    assert [at(service, "metadata.name") for service in documents if service["kind"] == "Service"
+            and wanted <= at(service, "metadata.labels").items()] == ["emporix-gateway-admin"]
+    assert at(the(made({**SINGLE, "podMonitor": {"enabled": True}}), "PodMonitor"),
+              "spec.podMetricsEndpoints.0.port") == "admin"
+
+
+def names_stay_short_and_apart(made):
+    deployment = [at(document, "metadata.name") for document in made(SINGLE, release="shop")
+                  if document["kind"] == "Deployment"]
+    assert deployment == ["shop-emporix-gateway"]
+    names = [at(document, "metadata.name") for document in made({**SINGLE, "fullnameOverride": "x" * 80})]
+    assert max(map(len, names)) <= 63
+
+
+def a_sidecar_brings_its_configuration_and_nothing_else(made):
+    on = {"enabled": True}
+    assert kinds(made({**SINGLE, "mode": "sidecar", "networkPolicy": on, "serviceMonitor": on})) == ["ConfigMap"]
+
+
+def a_sidecar_stands_in_another_charts_pod(made):
+    documents = made({}, storefront=True, release="shop")
+    assert kinds(documents) == ["ConfigMap", "Deployment"]
+    pod = at(the(documents, "Deployment", "storefront"), "spec.template.spec")
+    sidecar = at(pod, "initContainers.0")
+    assert sidecar["name"] == "gateway" and sidecar["restartPolicy"] == "Always"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in sidecar["volumeMounts"]} == set(volumes)
+    named = at(volumes["gateway-config"], "configMap.name")
+    assert the(documents, "ConfigMap", named)["data"]["config.yaml"]
+
+
+def a_sidecars_monitor_is_told_whose_pods_they_are(made):
+    values = {**SINGLE, "mode": "sidecar", "podMonitor": {"enabled": True}}
+    assert "podMonitor.matchLabels" in refusal(values)
+    values["podMonitor"]["matchLabels"] = {"app": "storefront"}
+    assert at(the(made(values), "PodMonitor"), "spec.selector.matchLabels") == {"app": "storefront"}
+
+
+ALL = [test for name, test in list(globals().items())
+       if callable(test) and getattr(test, "__module__", "") == __name__ and test.__code__.co_varnames[:1] == ("made",)]
