@@ -1,6 +1,8 @@
 """Renders the chart: what it makes of values, or the sentence with which it refuses them."""
 
 import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import helm_python as helm
@@ -33,17 +35,23 @@ def lint(values):
     return [message["error"] for message in report["messages"] if message["severity"] > 1] + report["errors"]
 
 
-def storefront(folder):
-    """The chart around the sidecar, with the gateway's chart beside it as `helm dependency update` would put it."""
-    chart = Path(folder) / "storefront"
-    shutil.copytree(HELM / "tests" / "storefront", chart)
-    shutil.copytree(CHART, chart / "charts" / "emporix-gateway")
-    return chart
+@contextmanager
+def storefront():
+    """The chart around the sidecar, with the gateway's chart in it as `helm dependency update` would put it there."""
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Path(folder, "storefront")
+        shutil.copytree(HELM / "tests/storefront", chart)
+        shutil.copytree(CHART, chart / "charts/emporix-gateway")
+        yield chart
 
 
-def merged(base, over):
-    """`base` with what `over` says otherwise, as Helm puts values files together."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    return {key: merged(base[key], over[key]) if key in base and key in over else over.get(key, base.get(key))
-            for key in {**base, **over}}
+@contextmanager
+def with_files(**files):
+    """The chart with these files, by their paths, in place of its own alerts and dashboards."""
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Path(folder, "emporix-gateway")
+        shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns("files"))
+        for path, text in files.items():
+            (chart / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+            (chart / "files" / path).write_text(text)
+        yield chart

@@ -1,6 +1,6 @@
 """What the chart promises, one sentence a test. A test takes `made`, which renders values and checks what comes out."""
 
-from checks.chart import refusal
+from checks.chart import refusal, storefront, with_files
 from checks.documents import at
 
 SINGLE = {"config": {"tenants": {"acme": {"client_id": "key"}}}}
@@ -209,6 +209,20 @@ def monitors_look_at_the_operators_port_once(made):
               "spec.podMetricsEndpoints.0.port") == "admin"
 
 
+def alerts_and_dashboards_are_taken_as_they_are_where_there_are_any(made):
+    values = {**SINGLE, "prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}
+    alerts = "groups: [{name: a, rules: [{alert: b, expr: c, annotations: {summary: '{{ $labels.d }}'}}]}]"
+    with with_files(**{"alerts.yaml": alerts, "dashboards/overview.json": '{"title": "{{ e }}"}'}) as chart:
+        documents = made(values, chart=chart)
+    rule = at(the(documents, "PrometheusRule"), "spec.groups.0.rules.0")
+    assert rule == {"alert": "b", "expr": "c", "annotations": {"summary": "{{ $labels.d }}"}}
+    dashboards = the(documents, "ConfigMap", "emporix-gateway-dashboards")
+    assert dashboards["data"] == {"overview.json": '{"title": "{{ e }}"}'}
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    with with_files() as chart:
+        assert kinds(made(values, chart=chart)) == kinds(made(SINGLE))
+
+
 def names_stay_short_and_apart(made):
     deployment = [at(document, "metadata.name") for document in made(SINGLE, release="shop")
                   if document["kind"] == "Deployment"]
@@ -223,7 +237,8 @@ def a_sidecar_brings_its_configuration_and_nothing_else(made):
 
 
 def a_sidecar_stands_in_another_charts_pod(made):
-    documents = made({}, storefront=True, release="shop")
+    with storefront() as chart:
+        documents = made({}, chart=chart, release="shop")
     assert kinds(documents) == ["ConfigMap", "Deployment"]
     pod = at(the(documents, "Deployment", "storefront"), "spec.template.spec")
     sidecar = at(pod, "initContainers.0")

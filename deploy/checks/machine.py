@@ -39,7 +39,7 @@ def unit_faults():
         for asked in (["verify"], ["security", "--offline=yes", f"--threshold={MOST_EXPOSED}", "--no-pager"]):
             answer = subprocess.run(["systemd-analyze", *asked, unit], capture_output=True, text=True)
             if answer.returncode or (asked == ["verify"] and answer.stderr):
-                found.append(f"systemd: {answer.stderr.strip() or answer.stdout.splitlines()[-1]}")
+                found.append(f"{answer.stderr.strip() or answer.stdout.splitlines()[-1]}")
         return found
 
 
@@ -60,11 +60,11 @@ def composition_faults():
         used += [("secrets", secret) for secret in service.get("secrets", [])]
         used += [("volumes", volume.split(":")[0]) for volume in service.get("volumes", [])]
         used += [("services", other) for other in service.get("depends_on", [])]
-        found += [f"compose: {name}: {kind} has no {what}" for kind, what in used if what not in whole[kind]]
+        found += [f"{name}: {kind} has no {what}" for kind, what in used if what not in whole[kind]]
         if not re.search(r":[\w.-]*\d", service["image"]):
-            found.append(f"compose: {name}: the image names no version")
+            found.append(f"{name}: the image names no version")
     files = [config["file"] for config in whole["configs"].values() if "file" in config]
-    return found + [f"compose: {file} is not there" for file in files if not (DEPLOY / "compose" / file).exists()]
+    return found + [f"{file} is not there" for file in files if not (DEPLOY / "compose" / file).exists()]
 
 
 def redis_faults():
@@ -74,9 +74,9 @@ def redis_faults():
     found = []
     told = rights((DEPLOY / "README.md").read_text())
     if told != granted:
-        found.append(f"redis: deploy/README.md and compose.yaml differ in {' '.join(sorted(told ^ granted))}")
+        found.append(f"deploy/README.md and compose.yaml differ in {' '.join(sorted(told ^ granted))}")
     names = {right[1:].split("|")[0] for right in granted if right.startswith("+")}
-    found += [f"redis: the code says {command}, which the user may not" for command in sorted(spoken() - names)]
+    found += [f"the code says {command}, which the user may not" for command in sorted(spoken() - names)]
     return found + taken_by_redis(users)
 
 
@@ -110,7 +110,7 @@ def taken_by_redis(users):
             for line in server.stdout:
                 if "ready to accept connections" in line:
                     return []
-            return [f"redis: the server did not start: {line.strip()}"]
+            return [f"the server did not start: {line.strip()}"]
         finally:
             server.terminate()
             server.wait()
