@@ -69,8 +69,7 @@ impl App {
     /// # Errors
     /// What cannot be used or reached.
     pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        // A provider that is installed already is as good.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        install_cryptography();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("background")
@@ -177,6 +176,7 @@ impl App {
 /// # Errors
 /// The first thing that cannot be used.
 pub fn check(config: &Config) -> Result<(), String> {
+    install_cryptography();
     Gateway::check(config)?;
     match &config.listen.tls {
         Some(tls) => check_certificate(tls).map_err(|error| error.to_string()),
@@ -255,6 +255,12 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
         webhook: section.webhook.secret.as_ref().map(|secret| Webhook::new(secret, section.webhook.max_age)),
         adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
     }
+}
+
+/// Without, rustls panics where it is first used.
+fn install_cryptography() {
+    // A provider that is installed already is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
 /// Reads certificate and key as the listener will: it would panic on what cannot be used.

@@ -328,6 +328,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sealing_key_can_stand_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n").unwrap();
+        let text = format!(
+            "tenants:\n  acme:\n    client_id: x\nstore:\n  seal:\n    keys:\n      - id: a\n        secret_file: {}\n",
+            file.display()
+        );
+        let config = parse("f", &text, std::iter::empty()).unwrap();
+        let secret = config.store.seal.keys[0].secret.clone().unwrap();
+        assert_eq!(secret.expose(), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    }
+
+    #[test]
     fn a_webhook_with_an_empty_secret_or_an_endless_age_is_a_fault() {
         let text = |webhook: &str| format!("tenants:\n  acme:\n    client_id: x\n    webhook: {webhook}\n");
         assert!(parse("f", &text("{secret: hush, max_age: 1h}"), std::iter::empty()).is_ok());

@@ -50,15 +50,20 @@ impl Tree {
         Ok(Self { root, origins: builder.origins })
     }
 
-    /// Puts `value` at `path`, making mappings on the way.
+    /// Puts `value` at `path`, into the items of sequences that are there, making mappings elsewhere on the way.
     pub(super) fn set(&mut self, path: &[String], value: Value, origin: Origin) {
         let mut place = &mut self.root;
         for segment in path {
-            if !place.is_object() {
-                *place = Value::Object(Map::new());
+            if child(place, segment).is_none() {
+                if !place.is_object() {
+                    *place = Value::Object(Map::new());
+                }
+                if let Value::Object(mapping) = &mut *place {
+                    mapping.insert(segment.clone(), Value::Null);
+                }
             }
-            let Value::Object(mapping) = place else { return };
-            place = mapping.entry(segment.clone()).or_insert(Value::Null);
+            let Some(next) = child(place, segment) else { return };
+            place = next;
         }
         *place = value;
         self.origins.insert(path.to_vec(), origin);
@@ -208,6 +213,14 @@ mod tests {
         assert_eq!(tree.root, serde_json::json!({"a": {"b": 1, "c": ["x", {"d": "true"}]}}));
         let path: Vec<String> = ["a", "c", "1", "d"].map(str::to_owned).to_vec();
         assert_eq!(tree.origin(&path), Some(Origin::File { line: 5, column: 8 }));
+    }
+
+    #[test]
+    fn an_item_of_a_sequence_is_set_where_it_stands() {
+        let mut tree = Tree::parse("keys:\n  - {id: a}\n  - {id: b}\n").unwrap();
+        let path: Vec<String> = ["keys", "1", "secret"].map(str::to_owned).to_vec();
+        tree.set(&path, "hush".into(), Origin::Environment("KEYS".to_owned()));
+        assert_eq!(tree.root, serde_json::json!({"keys": [{"id": "a"}, {"id": "b", "secret": "hush"}]}));
     }
 
     #[test]
