@@ -24,11 +24,11 @@ def faults(text, holds):
             stand_in = Path(folder + path)
             stand_in.parent.mkdir(parents=True, exist_ok=True)
             stand_in.write_text(content(key))
-            text = text.replace(f"_file: {path}", f"_file: {stand_in}")
         file = Path(folder, "config.yaml")
-        file.write_text(text)
+        file.write_text(NAMED_FILE.sub(lambda found: found[0].replace(found[2], folder + found[2]), text))
         answer = subprocess.run([BINARY, "check-config", "--config", file], capture_output=True, text=True, env={})
-    return found + ([answer.stderr.replace(folder, "").strip()] if answer.returncode else [])
+    told = [line for line in answer.stderr.replace(folder, "").splitlines() if line.strip()]
+    return found + ([" · ".join(told)] if answer.returncode else [])
 
 
 def content(key):
