@@ -13,6 +13,7 @@ FILES = Path(__file__).parent.parent / "helm/emporix-gateway/files/dashboards"
 # Of Grafana's grid.
 WIDTH = 24
 API = 'route=~"guest|visitor|customer"'
+HELD_BACK = 'dependency!="store",event="refused"'
 LOST = 'outcome="lost"'
 UNANSWERED = 'outcome=~"unavailable|unknown"'
 
@@ -106,7 +107,7 @@ AUTH_AND_REFRESH = [
     Panel("Open breakers", "Kinds of calls that are held back now, over all replicas and tenants.", "short",
           {"{{dependency}}": breakers('dependency!="store"', "dependency")}),
     Panel("Calls held back", "What open breakers, and Emporix' 429s, spare the token endpoints.", "reqps",
-          {"{{dependency}}": rate("gateway_breaker_events_total", "dependency", 'dependency!="store",event="refused"')}),
+          {"{{dependency}}": rate("gateway_breaker_events_total", "dependency", HELD_BACK)}),
     Panel("Calls that were not needed", "What owning the tokens saves Emporix.", "reqps",
           {"{{reason}}": rate("gateway_emporix_calls_saved_total", "reason")}),
 ]
