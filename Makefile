@@ -1,8 +1,8 @@
 # Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
 # `make faults` proves the rest of it, which takes longer: what breaks around the gateway, at full size.
 
-.PHONY: demo test faults ingress check guard record bench measure programs tools servers counters proxies peers \
-	deploy-check
+.PHONY: demo test faults ingress deploy-check dashboards game-day check guard record bench measure
+.PHONY: programs tools servers counters proxies peers observers
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
 demo: tools
@@ -58,6 +58,16 @@ deploy-check: tools servers
 		&& cp deploy/requirements.txt target/deploy; }
 	@target/deploy/bin/python deploy/check.py
 
+# Holds dashboards, alerts and runbooks to a real Prometheus, and draws docs/dashboards. Ends with one line of counts.
+dashboards: tools servers observers
+	@[ -n "$$GATEWAY_BINARY" ] && [ -n "$$SIMULATOR_BINARY" ] || cargo build --bins
+	@python3 deploy/grafana/check.py
+
+# Breaks what each alert watches until it fires, and mends it until it ends. Ends with one line of counts.
+game-day: tools servers observers
+	@[ -n "$$GATEWAY_BINARY" ] && [ -n "$$SIMULATOR_BINARY" ] || cargo build --bins
+	@python3 deploy/game-day.py
+
 programs: tools servers
 	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin floor --bin compare
 
@@ -81,8 +91,18 @@ peers: proxies
 	@command -v h2load >/dev/null && [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] \
 		|| $(APT) nginx-light libnginx-mod-http-lua lua-resty-core lua-cjson nghttp2-client
 
+# What scrapes the gateway.
+observers: target/observe/prometheus/usr/bin/prometheus
+	@command -v python3 >/dev/null || $(APT) python3
+
+# Unpacked and not installed: Debian's package starts a daemon on port 9090, which is the admin listener's.
+target/observe/prometheus/usr/bin/prometheus:
+	@mkdir -p target/observe && cd target/observe && rm -f prometheus_*.deb \
+		&& { $(DOWNLOAD) prometheus || { $(APT) && $(DOWNLOAD) prometheus; }; } && dpkg-deb -x prometheus_*.deb prometheus
+
 # What the build itself needs beside the Rust toolchain.
 tools:
 	@command -v cmake >/dev/null && command -v cc >/dev/null || $(APT) cmake gcc g++
 
 APT = DEBIAN_FRONTEND=noninteractive sh -c '[ "$$(id -u)" = 0 ] && s= || s=sudo; $$s apt-get update -qq && $$s apt-get install -y -qq --no-install-recommends "$$@"' apt
+DOWNLOAD = apt-get download -qq -o APT::Sandbox::User=root

@@ -127,14 +127,16 @@ def check_alerts(stage: Stage) -> list[dict]:
 
 def check_runbooks(stage: Stage, alerts: list[dict]) -> None:
     """Every alert has its page and every page its alert; what a page asks is answered, what it quotes is logged."""
-    index = (RUNBOOKS / "README.md").read_text()
+    indexes = [RUNBOOKS / "README.md", ROOT / "docs/OBSERVABILITY.md"]
     pages = {page.relative_to(ROOT).as_posix(): page for page in RUNBOOKS.glob("*.md") if page.name != "README.md"}
     for alert in alerts:
         url = alert["annotations"]["runbook_url"]
         if url not in pages or f"# {alert['name']}\n" not in pages[url].read_text():
             fault(f"{alert['name']}: no such runbook, or another one: {url}")
-        if f"[{alert['name']}]({url.rpartition('/')[2]})" not in index:
-            fault(f"{alert['name']} is not in docs/runbooks/README.md")
+        for index in indexes:
+            link = (ROOT / url).relative_to(index.parent)
+            if f"| [{alert['name']}]({link}) | {alert['labels']['severity']} |" not in index.read_text():
+                fault(f"{alert['name']} is not in {index.relative_to(ROOT)}")
     for url in pages.keys() - {alert["annotations"]["runbook_url"] for alert in alerts}:
         fault(f"{url} belongs to no alert")
     program = "".join(source.read_text() for source in (ROOT / "src").rglob("*.rs"))

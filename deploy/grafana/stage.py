@@ -4,6 +4,7 @@ Programs: GATEWAY_BINARY and SIMULATOR_BINARY, by default what `cargo build` lef
 """
 
 import base64
+import http.client
 import itertools
 import json
 import os
@@ -45,7 +46,7 @@ def ask(method: str, url: str, body=None, headers: dict | None = None, timeout: 
             status, text = answer.status, answer.read()
     except urllib.error.HTTPError as refusal:
         status, text = refusal.code, refusal.read()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return 0, None
     try:
         return status, json.loads(text)
