@@ -135,7 +135,7 @@ def main() -> None:
             time.sleep(10)
             counts = [played(stage, act) for act in ACTS]
     fired, resolved = map(sum, zip(*counts))
-    print(f"game day: {len(every)} alerts, {len(ACTS)} ways to break it, {fired} fired, {resolved} ended, "
+    print(f"game day: {len(every)} alerts, {len(ACTS)} ways to break things, {fired} fired, {resolved} ended, "
           f"{len(left_out)} left out")
     sys.exit(resolved != len(every))
 

@@ -58,7 +58,7 @@ OVERVIEW = [
           "stat", 6),
     Panel("Requests", "Requests that end, a second.", "reqps",
           {"": f"sum(rate({of('gateway_requests_total')}[$__rate_interval]))"}, "stat", 6),
-    Panel("p99 of API requests", "From the request's head to the end of the answer, Emporix included.", "s",
+    Panel("p99 of API requests", "Until the answer's last byte, Emporix included; a stream's too.", "s",
           {"": quantile(0.99, "gateway_request_seconds", match=API)}, "stat", 6),
     Panel("Replicas", "Replicas that Prometheus can read.", "short",
           {"": f"count({of('gateway_build_info')})"}, "stat", 6),

@@ -57,8 +57,8 @@ def ask(method: str, url: str, body=None, headers: dict | None = None, timeout: 
 class Stage:
     """Starts everything on entering, and ends what it started on leaving."""
 
-    def __init__(self, rules: Path = RULES, gateway: dict | None = None):
-        self.rules, self.settings = rules, gateway or {}
+    def __init__(self, rules: Path = RULES):
+        self.rules = rules
         self.processes: dict[str, subprocess.Popen] = {}
         self.redis_port, simulator = free_port(), free_port()
         self.simulator = f"http://127.0.0.1:{simulator}"
@@ -123,7 +123,7 @@ class Stage:
             "limits": {"sign_in_per_account": {"burst": 10, "per_minute": 0}},
         }
         file = WORK / f"stage/replica-{number}.yaml"
-        file.write_text(json.dumps(config | self.settings, indent=1))
+        file.write_text(json.dumps(config))
         gateway = os.environ.get("GATEWAY_BINARY", ROOT / "target/debug/emporix-gateway")
         self.start(f"replica-{number}", gateway, "serve", "--config", file)
         self.await_that(lambda: ask("GET", self.admins[number] + "/readyz")[0] == 200, f"replica {number} is ready")
@@ -243,7 +243,7 @@ class Visit:
                 return
             if self.luck.random() < 0.05:
                 self.ask("GET", f"/customer/acme/refreshauthtoken?refreshToken={self.refresh}", handle=self.visitor)
-        self.ask("GET", "/ai-service/acme/agentic/chat-stream?events=20", handle=self.customer)
+        self.ask("GET", "/ai-service/acme/agentic/chat-stream?events=8", handle=self.customer)
         self.ask("GET", "/customer/acme/logout", handle=self.customer)
 
     def look_around(self):
