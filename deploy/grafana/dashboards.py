@@ -96,7 +96,7 @@ AUTH_AND_REFRESH = [
           {"{{outcome}}": rate("gateway_refreshes_total", "outcome", 'half="customer"')}),
     Panel("Refreshes of visitors", "The same for the anonymous half of sessions.", "reqps",
           {"{{outcome}}": rate("gateway_refreshes_total", "outcome", 'half="anonymous"')}),
-    Panel("Refresh tokens lost", "Spent while nobody heard the answer: each is a customer who signs in again.", "short",
+    Panel("Refresh tokens lost", "Sent twice, and nobody has the answer: that customer signs in again.", "short",
           {"{{half}}": f"sum by (half) (increase({of('gateway_refreshes_total', LOST)}[$__range]))"}, "stat"),
     Panel("Calls of token endpoints", "What Emporix has to serve.", "reqps",
           {"{{operation}}": rate("gateway_emporix_calls_total", "operation")}),

@@ -28,7 +28,7 @@ def panel_shapes(panel: dict, series: list):
         value = ", ".join(f"{legend} {shown(points[-1][1], unit)}".strip() for legend, points in series)
         yield text(x + width / 2, y + height / 2 + 18, value, 'font-size="24" text-anchor="middle" fill="#2f6fb5"')
     else:
-        yield from chart(x + 52, y + 30, width - 64, height - 68, series, unit)
+        yield from chart(x + 60, y + 30, width - 72, height - 68, series, unit)
 
 
 def chart(x: float, y: float, width: float, height: float, series: list, unit: str):
@@ -41,7 +41,7 @@ def chart(x: float, y: float, width: float, height: float, series: list, unit: s
         level = y + height * (1 - part)
         yield f'<path d="M{x} {level:.0f}h{width}" stroke="#e5e7eb"/>'
         yield text(x - 6, level + 4, shown(top * part, unit), 'text-anchor="end" fill="#6b7280"')
-    legend_x = x - 40
+    legend_x = x - 48
     for number, (legend, line) in enumerate(sorted(series, key=lambda one: -max(v for _, v in one[1]))):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{x + (t - first) / ((last - first) or 1) * width:.0f},{y + height * (1 - v / top):.0f}"
