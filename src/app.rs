@@ -1,30 +1,32 @@
 //! Puts the rooms together and runs them: configuration in, listeners out.
 //! Nothing is half started: what can be known to fail is tried before the first listener opens.
 
+mod certificate;
+mod doors;
+mod reload;
+mod stop;
+
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
 
-use async_trait::async_trait;
-use pingora::listeners::tls::TlsSettings;
-use pingora::listeners::{L4BufferSettings, ListenerConfig};
-use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use arc_swap::ArcSwap;
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::server::{RunArgs, Server};
 use pingora::services::listening::Service;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::broker::{Broker, BrokerSettings, Tenant};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection, TlsSection};
-use crate::edge::Gateway;
+use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection};
 use crate::edge::admin::Admin;
 use crate::edge::forward_auth::ForwardAuth;
+use crate::edge::listener::PublicListener;
+use crate::edge::{CurrentGateway, Gateway};
 use crate::identity::emporix::{self, Emporix};
 use crate::identity::keys::SaasVerifier;
 use crate::identity::webhook::Webhook;
@@ -34,6 +36,11 @@ use crate::store::redis::RedisStore;
 use crate::store::seal::Keyring;
 use crate::store::{LayeredStore, SessionStore};
 use crate::telemetry::Metrics;
+use certificate::Certificate;
+use doors::{Door, Doors};
+use reload::Reload;
+pub use reload::Source;
+use stop::Stop;
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -48,17 +55,16 @@ pub enum StartError {
 
 /// The gateway, ready to run.
 pub struct App {
-    gateway: Arc<Gateway>,
+    config: Config,
+    gateway: CurrentGateway,
+    broker: Arc<Broker>,
     admin: Admin,
-    forward_auth: Option<(SocketAddr, ForwardAuth)>,
-    public: SocketAddr,
-    admin_address: SocketAddr,
-    tls: Option<TlsSection>,
-    threads: usize,
-    work_stealing: bool,
-    drain_timeout: Duration,
+    certificate: Option<Arc<Certificate>>,
+    takes_over: bool,
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
+    tenants: TenantMaker,
+    metrics: Arc<Metrics>,
     /// Last to be dropped: work that must not end with a request goes on here.
     runtime: Runtime,
 }
@@ -83,36 +89,49 @@ impl App {
         }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
         let store = store(config, &clock, &metrics, &runtime)?;
-        let broker = broker(config, store, &clock, &metrics, &runtime)?;
+        let tenants = TenantMaker { client: identity_client(config)?, clock: clock.clone() };
+        let broker = broker(config, store, &tenants, &metrics, &runtime)?;
         let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
-        let gateway = Arc::new(gateway);
-        if let Some(tls) = &config.listen.tls {
-            check_certificate(tls)?;
-        }
-        runtime.block_on(gateway.resolve());
+        let gateway = Arc::new(ArcSwap::from_pointee(gateway));
+        let certificate = config.listen.tls.as_ref().map(Certificate::read).transpose().map_err(StartError::Config)?;
+        runtime.block_on(gateway.load().resolve());
         let draining = Arc::new(AtomicBool::new(false));
-        let admin = Admin::new(broker.clone(), metrics, draining.clone(), config.admin.token.as_ref());
-        runtime.spawn(async move { broker.listen().await });
+        let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone(), config.admin.token.as_ref());
         runtime.spawn({
-            let gateway = gateway.clone();
+            let broker = broker.clone();
+            async move { broker.listen().await }
+        });
+        runtime.spawn({
+            let gateway = gateway.load_full();
             async move { gateway.tend().await }
         });
-        let section = &config.forward_auth;
-        let forward_auth = section.listen.map(|listen| (listen, ForwardAuth::new(gateway.clone(), section)));
         Ok(Self {
+            config: config.clone(),
             gateway,
+            broker,
             admin,
-            forward_auth,
-            public: config.listen.public,
-            admin_address: config.admin.listen,
-            tls: config.listen.tls.clone(),
-            threads: config.listen.threads,
-            work_stealing: config.listen.work_stealing,
-            drain_timeout: config.listen.drain_timeout,
+            certificate,
+            takes_over: false,
             draining,
             stop: Arc::new(Notify::new()),
+            tenants,
+            metrics,
             runtime,
         })
+    }
+
+    /// Follows `source`: a changed configuration takes effect on SIGHUP, and when one of its files changes.
+    #[must_use]
+    pub fn following(self, source: Source) -> Self {
+        let reload = Reload::new(&self, source);
+        self.runtime.spawn(async move { reload.tend().await });
+        self
+    }
+
+    /// Takes the listeners over from the gateway that runs already, once it is told to hand them over by SIGQUIT.
+    #[must_use]
+    pub fn taking_over(self) -> Self {
+        Self { takes_over: true, ..self }
     }
 
     /// What stops the gateway as SIGTERM does.
@@ -126,45 +145,55 @@ impl App {
     /// # Errors
     /// When an address cannot be listened on.
     pub fn run(self) -> Result<(), StartError> {
-        let forward_auth = self.forward_auth.as_ref().map(|(listen, _)| ("forward_auth.listen", *listen));
-        let addresses = [("listen.public", self.public), ("admin.listen", self.admin_address)];
-        for (key, address) in addresses.into_iter().chain(forward_auth) {
-            TcpListener::bind(address)
-                .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
+        let listen = &self.config.listen;
+        let (public, admin, verdicts) = (listen.public, self.config.admin.listen, self.config.forward_auth.listen);
+        let upgrade_socket =
+            if self.takes_over { Some(doors::arrival(listen)?) } else { listen.upgrade_socket.clone() };
+        if !self.takes_over {
+            let addresses =
+                [("listen.public", Some(public)), ("admin.listen", Some(admin)), ("forward_auth.listen", verdicts)];
+            for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+                TcpListener::bind(address)
+                    .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
+            }
         }
         let conf = ServerConf {
-            threads: self.threads,
-            work_stealing: self.work_stealing,
+            threads: listen.threads,
+            work_stealing: listen.work_stealing,
+            upgrade_sock: upgrade_socket.as_deref().unwrap_or(&PathBuf::new()).display().to_string(),
             // The requests under way are waited for before the server is told to stop.
             grace_period_seconds: Some(0),
             graceful_shutdown_timeout_seconds: Some(1),
             ..ServerConf::default()
         };
-        let mut server = Server::new_with_opt_and_conf(None, conf);
+        let mut server = Server::new_with_opt_and_conf(Opt { upgrade: self.takes_over, ..Opt::default() }, conf);
         server.bootstrap();
-        let mut public = Service::new("public".to_owned(), self.gateway.listener());
-        public.add_listener(match &self.tls {
-            None => listener(self.public),
-            Some(tls) => listener(self.public).tls(tls_settings(tls)?),
+        let doors = Doors::default();
+        let mut service = Service::new("public".to_owned(), PublicListener::new(self.gateway.clone()));
+        service.add_listener(match &self.certificate {
+            None => doors::listener(public),
+            Some(certificate) => doors::listener(public).tls(certificate.settings().map_err(StartError::Config)?),
         });
-        server.add_service(public);
-        let mut admin = Service::new("admin".to_owned(), self.admin.clone());
-        admin.threads = Some(1);
-        admin.add_listener(listener(self.admin_address));
-        server.add_service(admin);
-        if let Some((listen, application)) = self.forward_auth {
-            let mut forward_auth = Service::new("forward-auth".to_owned(), application);
-            forward_auth.add_listener(listener(listen));
-            server.add_service(forward_auth);
+        server.add_service(Door::new(service, &doors));
+        let mut service = Service::new("admin".to_owned(), self.admin.clone());
+        service.threads = Some(1);
+        service.add_listener(doors::listener(admin));
+        server.add_service(Door::new(service, &doors));
+        if let Some(verdicts) = verdicts {
+            let mut service = Service::new("forward-auth".to_owned(), ForwardAuth::new(self.gateway.clone()));
+            service.add_listener(doors::listener(verdicts));
+            server.add_service(Door::new(service, &doors));
         }
-        tracing::info!(public = %self.public, admin = %self.admin_address, version = env!("CARGO_PKG_VERSION"), "listening");
-        let shutdown = Shutdown {
+        tracing::info!(%public, %admin, version = env!("CARGO_PKG_VERSION"), "listening");
+        let stop = Stop {
             gateway: self.gateway.clone(),
             draining: self.draining,
-            stop: self.stop,
-            drain_timeout: self.drain_timeout,
+            told: self.stop,
+            drain_timeout: listen.drain_timeout,
+            upgrade_socket: listen.upgrade_socket.clone(),
+            doors,
         };
-        server.run(RunArgs { shutdown_signal: Box::new(shutdown) });
+        server.run(RunArgs { shutdown_signal: Box::new(stop) });
         tracing::info!("stopped");
         self.runtime.shutdown_timeout(Duration::from_secs(2));
         Ok(())
@@ -178,10 +207,7 @@ impl App {
 pub fn check(config: &Config) -> Result<(), String> {
     install_cryptography();
     Gateway::check(config)?;
-    match &config.listen.tls {
-        Some(tls) => check_certificate(tls).map_err(|error| error.to_string()),
-        None => Ok(()),
-    }
+    config.listen.tls.as_ref().map_or(Ok(()), |tls| Certificate::read(tls).map(drop))
 }
 
 fn store(
@@ -209,21 +235,39 @@ fn store(
     }
 }
 
+/// Makes tenants of their sections.
+#[derive(Clone)]
+struct TenantMaker {
+    client: reqwest::Client,
+    clock: Arc<dyn Clock>,
+}
+
+impl TenantMaker {
+    fn all_of(&self, config: &Config) -> HashMap<TenantId, Tenant> {
+        let tenant = |(id, section): (&TenantId, &TenantSection)| {
+            (*id, tenant(*id, section, self.client.clone(), self.clock.clone()))
+        };
+        config.tenants.iter().map(tenant).collect()
+    }
+}
+
+fn identity_client(config: &Config) -> Result<reqwest::Client, StartError> {
+    emporix::client(config.identity.timeout)
+        .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))
+}
+
 fn broker(
     config: &Config,
     store: Arc<dyn SessionStore>,
-    clock: &Arc<dyn Clock>,
+    tenants: &TenantMaker,
     metrics: &Arc<Metrics>,
     runtime: &Runtime,
 ) -> Result<Arc<Broker>, StartError> {
-    let client = emporix::client(config.identity.timeout)
-        .map_err(|error| StartError::Unavailable(format!("token calls cannot be made: {error}")))?;
+    let TenantMaker { client, clock } = tenants;
     let client_ids = config.tenants.iter().map(|(id, tenant)| (*id, tenant.client_id.clone())).collect();
     let (timeout, base_url) = (config.identity.timeout, &config.upstream.base_url);
     let identity = Emporix::new(client.clone(), timeout, base_url, client_ids, clock.clone(), metrics.clone())
         .map_err(|error| StartError::Config(format!("upstream.base_url: {error}")))?;
-    let tenants: HashMap<TenantId, Tenant> =
-        config.tenants.iter().map(|(id, section)| (*id, tenant(*id, section, client.clone(), clock.clone()))).collect();
     let limits = LifeLimits {
         visitor_idle: config.session.visitor_idle,
         customer_idle: config.session.customer_idle,
@@ -239,7 +283,15 @@ fn broker(
         revoke_attempts: config.identity.revoke_attempts,
     };
     let handle = runtime.handle().clone();
-    Ok(Broker::new(layered, Arc::new(identity), tenants, settings, clock.clone(), metrics.clone(), handle))
+    Ok(Broker::new(
+        layered,
+        Arc::new(identity),
+        tenants.all_of(config),
+        settings,
+        clock.clone(),
+        metrics.clone(),
+        handle,
+    ))
 }
 
 fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock: Arc<dyn Clock>) -> Tenant {
@@ -252,7 +304,7 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
         saas: SaasVerifier::new(&section.saas_token, client, clock),
         accept_jwt: section.saas_token.accept,
         expose_jwt: section.saas_token.expose,
-        webhook: section.webhook.secret.as_ref().map(|secret| Webhook::new(secret, section.webhook.max_age)),
+        webhook: section.webhook.secret.as_ref().map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
         adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
     }
 }
@@ -261,85 +313,4 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
 fn install_cryptography() {
     // A provider that is installed already is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
-/// Reads certificate and key as the listener will: it would panic on what cannot be used.
-fn check_certificate(tls: &TlsSection) -> Result<(), StartError> {
-    let unusable = |key: &str, file: &std::path::Path, why: String| {
-        StartError::Config(format!("listen.tls.{key}: {}: {why}", file.display()))
-    };
-    let certificates = CertificateDer::pem_file_iter(&tls.certificate_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable("certificate_file", &tls.certificate_file, error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(unusable("certificate_file", &tls.certificate_file, "no certificate in it".to_owned()));
-    }
-    let key = PrivateKeyDer::from_pem_file(&tls.key_file)
-        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
-    rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)
-        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
-    Ok(())
-}
-
-/// A listener whose idle connections are cheap: Pingora keeps 64 KiB for reading on each unless told otherwise, and reads
-/// larger pieces past the buffer anyway.
-fn listener(address: SocketAddr) -> ListenerConfig {
-    const READ_BYTES: usize = 1024;
-    ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(READ_BYTES))
-}
-
-/// HTTP/2 and HTTP/1.1 by ALPN: browsers open WebSockets over the latter.
-fn tls_settings(tls: &TlsSection) -> Result<TlsSettings, StartError> {
-    let (certificate, key) = (tls.certificate_file.to_string_lossy(), tls.key_file.to_string_lossy());
-    let mut settings =
-        TlsSettings::intermediate(&certificate, &key).map_err(|error| StartError::Config(error.to_string()))?;
-    settings.enable_h2();
-    Ok(settings)
-}
-
-/// Waits for the word to stop, then for the requests under way.
-struct Shutdown {
-    gateway: Arc<Gateway>,
-    draining: Arc<AtomicBool>,
-    stop: Arc<Notify>,
-    drain_timeout: Duration,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Shutdown {
-    async fn recv(&self) -> ShutdownSignal {
-        if self.told_to_drain().await {
-            self.draining.store(true, Ordering::Release);
-            self.gateway.drain();
-            tracing::info!(under_way = self.gateway.under_way(), "draining");
-            // What is still under way after the bound is cut off.
-            let _ = tokio::time::timeout(self.drain_timeout, self.idle()).await;
-        }
-        // Tells the listeners to stop. Without, one whose runtime is gone before its own would try to accept for ever.
-        ShutdownSignal::GracefulTerminate
-    }
-}
-
-impl Shutdown {
-    /// Waits for SIGTERM or SIGINT; the latter does not wait for anything.
-    async fn told_to_drain(&self) -> bool {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            self.stop.notified().await;
-            return true;
-        };
-        tokio::select! {
-            _ = terminate.recv() => true,
-            () = self.stop.notified() => true,
-            _ = interrupt.recv() => false,
-        }
-    }
-
-    async fn idle(&self) {
-        while !self.gateway.is_idle() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
 }

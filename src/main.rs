@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use emporix_gateway::app::{App, StartError};
+use emporix_gateway::app::{App, Source, StartError};
 use emporix_gateway::clock::SystemClock;
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
@@ -33,7 +33,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the gateway.
-    Serve(ConfigFile),
+    Serve(Serving),
     /// Says all that is wrong with a configuration.
     CheckConfig(ConfigFile),
     /// Prints the configuration as it takes effect, secrets masked.
@@ -48,6 +48,15 @@ struct ConfigFile {
     /// The YAML file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Args)]
+struct Serving {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Takes the listeners over from the gateway that runs, once SIGQUIT tells that one to hand them over.
+    #[arg(long)]
+    upgrade: bool,
 }
 
 fn main() -> ExitCode {
@@ -71,7 +80,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<(), (u8, String)> {
     match command {
-        Command::Serve(file) => serve(&load(file)?),
+        Command::Serve(serving) => serve(serving),
         Command::CheckConfig(file) => {
             emporix_gateway::app::check(&load(file)?).map_err(|error| (FAULTY, error))?;
             say(&format!("{}: ok", file.config.display()))
@@ -88,13 +97,26 @@ fn load(file: &ConfigFile) -> Result<Config, (u8, String)> {
     config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
-fn serve(config: &Config) -> Result<(), (u8, String)> {
-    telemetry::start_logging(&config.log, std::io::stderr).map_err(|error| (UNAVAILABLE, error.to_string()))?;
+fn serve(serving: &Serving) -> Result<(), (u8, String)> {
+    let config = load(&serving.file)?;
+    let levels = telemetry::start_logging(&config.log, std::io::stderr);
+    let levels = levels.map_err(|error| (UNAVAILABLE, error.to_string()))?;
     let code = |error: StartError| match error {
         StartError::Config(message) => (FAULTY, message),
         StartError::Unavailable(message) => (UNAVAILABLE, message),
     };
-    App::new(config, Arc::new(SystemClock)).map_err(code)?.run().map_err(code)
+    let file = serving.file.config.clone();
+    let source = Source {
+        load: Box::new({
+            let file = file.clone();
+            move || config::load(&file, std::env::vars()).map_err(|faults| faults.to_string())
+        }),
+        log_at: Box::new(move |level| levels.set(level)),
+        file,
+    };
+    let app = App::new(&config, Arc::new(SystemClock)).map_err(code)?.following(source);
+    let app = if serving.upgrade { app.taking_over() } else { app };
+    app.run().map_err(code)
 }
 
 fn say(text: &str) -> Result<(), (u8, String)> {

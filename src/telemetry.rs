@@ -7,7 +7,7 @@ use std::io;
 
 use prometheus::{Encoder, IntGauge, Opts, Registry, TextEncoder};
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 pub use tally::{Census, CounterGrid, Counters, Timers};
 
@@ -110,6 +110,8 @@ labels! {
     Dialect { Nginx = "nginx", Traefik = "traefik", Envoy = "envoy", Haproxy = "haproxy" }
     /// What a proxy was told.
     Verdict { Pass = "pass", Refused = "refused", Unknowable = "unknowable" }
+    /// What became of a configuration that was read again.
+    Reloaded { Applied = "applied", Refused = "refused" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
     /// An event that Emporix delivered; `other` where it names none of these, or is not believed.
@@ -172,6 +174,10 @@ pub struct Metrics {
     pub replication: Counters<Replication>,
     /// From the end of a session elsewhere until it is refused here.
     pub revocation_seconds: Timers<RevocationPath>,
+    /// Configurations that were read again.
+    pub reloads: Counters<Reloaded>,
+    /// Whether the newest one could not be used.
+    pub configuration_refused: IntGauge,
     /// Requests refused for their rate.
     pub rate_limited: Counters<Limited>,
     /// Events that Emporix delivered.
@@ -261,6 +267,16 @@ impl Metrics {
                 "From the end of a session elsewhere until it is refused here.",
                 "path",
             )?,
+            reloads: Counters::register(
+                &r,
+                "gateway_config_reloads_total",
+                "Configurations that were read again.",
+                "outcome",
+            )?,
+            configuration_refused: gauge(
+                "gateway_config_refused",
+                "1 while the newest configuration could not be used and an older one holds.",
+            )?,
             rate_limited: Counters::register(
                 &r,
                 "gateway_rate_limited_total",
@@ -299,27 +315,46 @@ fn register_build_info(registry: &Registry) -> prometheus::Result<()> {
     registry.register(Box::new(build))
 }
 
-/// Starts logging to `writer`. Libraries that may log a URL or a header are held at levels that do not.
-///
-/// # Errors
-/// When the process logs already.
-pub fn start_logging<W>(section: &LogSection, writer: W) -> io::Result<()>
-where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
+/// What changes the level of a log that was started.
+pub struct LogLevels(reload::Handle<EnvFilter, Registered>);
+
+type Registered = tracing_subscriber::Registry;
+
+impl LogLevels {
+    /// Logs at `level` from now on.
+    pub fn set(&self, level: LogLevel) {
+        // The log lives as long as the process.
+        let _ = filter(level).map(|filter| self.0.reload(filter));
+    }
+}
+
+/// Libraries that may log a URL or a header are held at levels that do not.
+fn filter(level: LogLevel) -> io::Result<EnvFilter> {
     const SILENCED: &str = "pingora_core=error,h2=off,hyper=off,hyper_util=off,reqwest=off,rustls=error,redis=error";
-    let level = match section.level {
+    let level = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
         LogLevel::Info => "info",
         LogLevel::Debug => "debug",
     };
-    let filter = EnvFilter::try_new(format!("{level},{SILENCED}")).map_err(io::Error::other)?;
+    EnvFilter::try_new(format!("{level},{SILENCED}")).map_err(io::Error::other)
+}
+
+/// Starts logging to `writer`.
+///
+/// # Errors
+/// When the process logs already.
+pub fn start_logging<W>(section: &LogSection, writer: W) -> io::Result<LogLevels>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, levels) = reload::Layer::new(filter(section.level)?);
     let layer = match section.format {
         LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
         LogFormat::Text => tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(io::Error::other)
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(io::Error::other)?;
+    Ok(LogLevels(levels))
 }
 
 #[cfg(test)]

@@ -234,7 +234,7 @@ impl Broker {
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
             None => {
-                let (key, holds_until) = Box::pin(self.verdict(known, &alias, token)).await?;
+                let (key, holds_until) = Box::pin(self.verdict(&known, &alias, token)).await?;
                 self.store.remember_verdict(alias, key, holds_until);
                 key
             }

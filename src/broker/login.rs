@@ -66,7 +66,7 @@ impl Broker {
         let grant = of_this_visit(grant, &visitor)?;
         let issued = self.exchange(&visitor, &grant).await?;
         let access = issued.tokens.access.clone();
-        match self.keep(known, visitor, grant.email(), issued, options).await {
+        match self.keep(&known, visitor, grant.email(), issued, options).await {
             Err(error) => {
                 // What cannot be kept here must not live on at Emporix.
                 self.revoke_behind(*tenant, access);

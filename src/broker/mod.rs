@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast};
@@ -82,7 +83,7 @@ pub struct Tenant {
     /// Until when foreign Bearers are taken into sessions.
     pub adopt_until: Option<Timestamp>,
     /// What believes Emporix' events; none are taken without.
-    pub webhook: Option<Webhook>,
+    pub webhook: Option<Arc<Webhook>>,
 }
 
 /// How the broker renews and revokes.
@@ -104,7 +105,8 @@ pub struct BrokerSettings {
 pub struct Broker {
     store: LayeredStore,
     identity: Arc<dyn IdentityProvider>,
-    tenants: HashMap<TenantId, Tenant>,
+    /// Who they are is fixed; what is known of each can change.
+    tenants: HashMap<TenantId, ArcSwap<Tenant>>,
     guests: GuestTokens,
     flights: Flights,
     rejections: Rejections,
@@ -138,7 +140,7 @@ impl Broker {
         Arc::new(Self {
             store,
             identity,
-            tenants,
+            tenants: tenants.into_iter().map(|(id, tenant)| (id, ArcSwap::from_pointee(tenant))).collect(),
             guests,
             flights,
             rejections,
@@ -221,7 +223,16 @@ impl Broker {
         let _ = self.ended.send(key);
     }
 
-    fn known_tenant(&self, tenant: &TenantId) -> Result<&Tenant, GatewayError> {
-        self.tenants.get(tenant).ok_or(GatewayError::UnknownTenant)
+    /// Takes what has become of the tenants. Those that were not there from the start stay unknown.
+    pub fn take_tenants(&self, changed: HashMap<TenantId, Tenant>) {
+        for (id, tenant) in changed {
+            if let Some(known) = self.tenants.get(&id) {
+                known.store(Arc::new(tenant));
+            }
+        }
+    }
+
+    fn known_tenant(&self, tenant: &TenantId) -> Result<Guard<Arc<Tenant>>, GatewayError> {
+        Ok(self.tenants.get(tenant).ok_or(GatewayError::UnknownTenant)?.load())
     }
 }

@@ -30,7 +30,7 @@ impl Broker {
     /// # Errors
     /// When it is not believed, or the store does not take its work: then it has to come again.
     pub async fn deliver(self: &Arc<Self>, tenant: &TenantId, delivery: &Delivery<'_>) -> Result<(), GatewayError> {
-        let webhook = self.webhook_of(tenant)?;
+        let webhook = &*self.webhook_of(tenant)?;
         let event = webhook.believe(tenant, delivery, self.clock.now()).inspect_err(|_| {
             self.metrics.webhooks.count(WebhookEvent::Other, WebhookOutcome::Refused);
         })?;
@@ -121,7 +121,7 @@ impl Broker {
     pub fn end_named_behind(self: &Arc<Self>, tenant: &TenantId, mail_token: &str) {
         const ATTEMPTS: u32 = 600;
         let Ok(webhook) = self.webhook_of(tenant) else { return };
-        let (note, epoch, broker) = (mail_token_note(tenant, webhook, mail_token), self.clock.now(), self.clone());
+        let (note, epoch, broker) = (mail_token_note(tenant, &webhook, mail_token), self.clock.now(), self.clone());
         self.go_on(async move {
             for _ in 0..ATTEMPTS {
                 match broker.end_named(&note, epoch).await {
@@ -148,8 +148,8 @@ impl Broker {
         Ok(hash.map(|hash| CustomerName::of_hash(note.tenant, hash)))
     }
 
-    fn webhook_of(&self, tenant: &TenantId) -> Result<&Webhook, GatewayError> {
-        self.known_tenant(tenant)?.webhook.as_ref().ok_or(GatewayError::UnknownRoute)
+    fn webhook_of(&self, tenant: &TenantId) -> Result<Arc<Webhook>, GatewayError> {
+        self.known_tenant(tenant)?.webhook.clone().ok_or(GatewayError::UnknownRoute)
     }
 }
 

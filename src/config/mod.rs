@@ -11,7 +11,7 @@ mod check;
 mod tree;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -102,9 +102,10 @@ pub fn parse(name: &str, text: &str, environment: impl Iterator<Item = (String, 
     let failed = |faults| Faults { file: name.to_owned(), faults };
     let mut tree = Tree::parse(text).map_err(|fault| failed(vec![fault]))?;
     overlay(&mut tree, environment);
-    let mut faults = read_secret_files(&mut tree);
-    let config = deserialize(&mut tree, &mut faults);
-    if let Some(config) = &config {
+    let (mut faults, secret_files) = read_secret_files(&mut tree);
+    let mut config = deserialize(&mut tree, &mut faults);
+    if let Some(config) = &mut config {
+        config.secret_files = secret_files;
         faults.extend(check::faults(config).into_iter().map(|(key, message)| {
             let path: Vec<String> = key.split('.').map(str::to_owned).collect();
             Fault::at(tree.origin(&path), &key, message)
@@ -129,13 +130,14 @@ fn overlay(tree: &mut Tree, environment: impl Iterator<Item = (String, String)>)
     }
 }
 
-/// Puts the content of each `<secret>_file` in the place of its secret.
-fn read_secret_files(tree: &mut Tree) -> Vec<Fault> {
-    let mut faults = Vec::new();
+/// Puts the content of each `<secret>_file` in the place of its secret. Returns the files beside the faults.
+fn read_secret_files(tree: &mut Tree) -> (Vec<Fault>, Vec<PathBuf>) {
+    let (mut faults, mut files) = (Vec::new(), Vec::new());
     let named: Vec<Vec<String>> = tree.origins.keys().filter(|path| is_secret_file(path)).cloned().collect();
     for path in named {
         let origin = tree.origin(&path);
         let Some(Value::String(file)) = tree.remove(&path) else { continue };
+        files.push(PathBuf::from(&file));
         match std::fs::read_to_string(&file) {
             Ok(text) => {
                 let mut target = path.clone();
@@ -150,7 +152,7 @@ fn read_secret_files(tree: &mut Tree) -> Vec<Fault> {
             Err(error) => faults.push(Fault::at(origin, &path.join("."), format!("cannot read {file}: {error}"))),
         }
     }
-    faults
+    (faults, files)
 }
 
 fn is_secret_file(path: &[String]) -> bool {

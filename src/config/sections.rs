@@ -47,6 +47,9 @@ pub struct Config {
     pub admin: AdminSection,
     /// Verdicts for other proxies.
     pub forward_auth: ForwardAuthSection,
+    /// The files that secrets were read from.
+    #[serde(skip)]
+    pub secret_files: Vec<PathBuf>,
 }
 
 /// Addresses to listen on.
@@ -57,6 +60,8 @@ pub struct ListenSection {
     pub public: SocketAddr,
     /// Certificate and key of the public address; plain HTTP without.
     pub tls: Option<TlsSection>,
+    /// Where a gateway that is started with `--upgrade` takes the listeners over; a socket in a folder of its own.
+    pub upgrade_socket: Option<PathBuf>,
     /// Proxy threads.
     pub threads: usize,
     /// Whether the threads share one scheduler. Without, a connection stays on its thread: less CPU per request.
@@ -73,6 +78,7 @@ impl Default for ListenSection {
         Self {
             public: SocketAddr::from(([127, 0, 0, 1], 8080)),
             tls: None,
+            upgrade_socket: None,
             threads: 2,
             work_stealing: false,
             trusted_proxies: Vec::new(),
@@ -89,6 +95,9 @@ pub struct TlsSection {
     pub certificate_file: PathBuf,
     /// PEM file with the private key.
     pub key_file: PathBuf,
+    /// PEM file with the authorities whose certificates clients have to show; none are asked for without.
+    #[serde(default)]
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The Emporix API.

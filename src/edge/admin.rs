@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
@@ -23,7 +24,7 @@ pub struct Admin {
     broker: Arc<Broker>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
-    sessions: Option<Sessions>,
+    sessions: Arc<ArcSwapOption<Sessions>>,
 }
 
 impl Admin {
@@ -31,8 +32,14 @@ impl Admin {
     /// holds `token`.
     #[must_use]
     pub fn new(broker: Arc<Broker>, metrics: Arc<Metrics>, draining: Arc<AtomicBool>, token: Option<&Secret>) -> Self {
-        let sessions = token.map(|token| Sessions::new(broker.clone(), token));
-        Self { broker, metrics, draining, sessions }
+        let admin = Self { broker, metrics, draining, sessions: Arc::default() };
+        admin.take_token(token);
+        admin
+    }
+
+    /// Opens to another token from now on, or to none.
+    pub fn take_token(&self, token: Option<&Secret>) {
+        self.sessions.store(token.map(|token| Arc::new(Sessions::new(self.broker.clone(), token))));
     }
 
     async fn answer(&self, http: &mut ServerSession) -> Answer {
@@ -43,7 +50,7 @@ impl Admin {
             return Answer::problem(&GatewayError::HeadTooLarge);
         }
         if head.uri.path().starts_with("/admin/") {
-            return match &self.sessions {
+            return match self.sessions.load_full() {
                 Some(sessions) => sessions.answer(http).await,
                 None => Answer::problem(&GatewayError::UnknownRoute),
             };

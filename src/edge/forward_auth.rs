@@ -2,13 +2,11 @@
 //! It hands out real tokens, so it answers trusted peers alone; and the decision is the same as for our own requests.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Uri};
-use ipnet::IpNet;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
@@ -20,9 +18,8 @@ use super::respond::Answer;
 use super::route::Route;
 use super::slots::SAAS_TOKEN;
 use super::target::Target;
-use super::{Gateway, Visit, check_framing, headers, is_registered, proof};
+use super::{CurrentGateway, Gateway, Visit, check_framing, headers, is_registered, proof};
 use crate::broker::Permit;
-use crate::config::ForwardAuthSection;
 use crate::config::routes::{OnSuccess, RouteLimit};
 use crate::error::GatewayError;
 use crate::session::Scope;
@@ -35,19 +32,19 @@ const ENVOY_REMOVES: HeaderName = HeaderName::from_static("x-envoy-auth-headers-
 /// The forward-auth listener's application.
 #[derive(Clone)]
 pub struct ForwardAuth {
-    gateway: Arc<Gateway>,
-    trusted_peers: Vec<IpNet>,
-    visitors: bool,
+    current: CurrentGateway,
 }
 
 impl ForwardAuth {
-    /// Verdicts of `gateway`, for the peers of `section`.
+    /// Verdicts of the gateway that is current when they are asked for.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway>, section: &ForwardAuthSection) -> Self {
-        Self { gateway, trusted_peers: section.trusted_peers.clone(), visitors: section.visitors }
+    pub const fn new(current: CurrentGateway) -> Self {
+        Self { current }
     }
+}
 
-    async fn answer(&self, http: &ServerSession) -> Answer {
+impl Gateway {
+    async fn answer_peer(&self, http: &ServerSession) -> Answer {
         let asked_at = Instant::now();
         let head = http.req_header();
         if !self.trusts_peer_of(http) {
@@ -58,22 +55,21 @@ impl ForwardAuth {
         let mut visit = Visit::new();
         let answer = match self.verdict(http, dialect, &mut visit).await {
             Ok(permit) => pass(&permit, dialect).with_all(visit.cors),
-            Err(error) => self.gateway.refusal(&mut visit, &error),
+            Err(error) => self.refusal(&mut visit, &error),
         };
-        let metrics = &self.gateway.metrics;
         let verdict = match answer.status() {
             200 => Verdict::Pass,
             ..500 => Verdict::Refused,
             _ => Verdict::Unknowable,
         };
-        metrics.verdicts.count(dialect, verdict);
-        metrics.verdict_seconds.record(dialect, asked_at.elapsed());
+        self.metrics.verdicts.count(dialect, verdict);
+        self.metrics.verdict_seconds.record(dialect, asked_at.elapsed());
         answer
     }
 
     fn trusts_peer_of(&self, http: &ServerSession) -> bool {
         let peer = http.client_addr().and_then(|peer| peer.as_inet()).map(std::net::SocketAddr::ip);
-        peer.is_some_and(|peer| self.trusted_peers.iter().any(|net| net.contains(&peer)))
+        peer.is_some_and(|peer| self.forward_auth.trusted_peers.iter().any(|net| net.contains(&peer)))
     }
 
     async fn verdict<'g>(
@@ -82,8 +78,7 @@ impl ForwardAuth {
         dialect: Dialect,
         visit: &mut Visit<'g>,
     ) -> Result<Permit, GatewayError> {
-        let gateway = &self.gateway;
-        gateway.check_size(&http.req_header().headers)?;
+        self.check_size(&http.req_header().headers)?;
         check_framing(http)?;
         let original = Original::of(dialect, http.req_header())?;
         let target = Target::parse(&original.target)?;
@@ -91,8 +86,8 @@ impl ForwardAuth {
         if target.carries_credential(&[]) || original.head.headers.keys().any(headers::disguises) {
             return Err(GatewayError::Denied);
         }
-        let found = gateway.routes.find(original.head.method.as_str(), target.path);
-        visit.tenant = gateway.tenant_of(&found, &target, &original.head)?;
+        let found = self.routes.find(original.head.method.as_str(), target.path);
+        visit.tenant = self.tenant_of(&found, &target, &original.head)?;
         visit.cors = proof::cors(&original.head.headers, visit.origins(), false);
         let route = match found.route {
             // What has to be done behind the API's answer can only be done by who sees it.
@@ -104,13 +99,13 @@ impl ForwardAuth {
             head: &original.head,
             route,
             target: &target,
-            address: gateway.client_address(http, &self.trusted_peers),
+            address: self.client_address(http, &self.forward_auth.trusted_peers),
             upgrades: original.upgrades(),
-            can_set_cookie: self.visitors,
+            can_set_cookie: self.forward_auth.visitors,
         };
-        let (permit, _) = gateway.decide(&asked, visit).await?;
+        let (permit, _) = self.decide(&asked, visit).await?;
         if route.limit == RouteLimit::SignIn {
-            gateway.limits.sign_in(asked.address, None)?;
+            self.limits.sign_in(asked.address, None)?;
         }
         Ok(permit)
     }
@@ -233,11 +228,12 @@ impl HttpServerApp for ForwardAuth {
         if !matches!(tokio::time::timeout(HEAD_TIMEOUT, http.read_request()).await, Ok(Ok(true))) {
             return None;
         }
-        let _under_way = UnderWay::new(&self.gateway.under_way);
-        let stays = http.get_keepalive().is_some() && !self.gateway.draining.load(Ordering::Acquire);
+        let gateway = self.current.load();
+        let _under_way = UnderWay::new(&gateway.under_way);
+        let stays = http.get_keepalive().is_some() && !gateway.drain.has_begun();
         http.set_keepalive(stays.then_some(KEEPALIVE_SECONDS));
         http.set_total_drain_timeout(Some(Duration::from_secs(2)));
-        self.answer(&http).await.write(&mut http).await.ok()?;
+        gateway.answer_peer(&http).await.write(&mut http).await.ok()?;
         let settings = HttpPersistentSettings::for_session(&http);
         let stream = http.finish().await.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))

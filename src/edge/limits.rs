@@ -46,6 +46,19 @@ impl Limits {
         })
     }
 
+    /// Other rates; what was used of the old ones counts on.
+    pub(super) fn changed(&self, section: &LimitsSection) -> Self {
+        Self {
+            sign_in_per_address: section.sign_in_per_address,
+            sign_in_per_account: section.sign_in_per_account,
+            visitors_per_address: section.visitors_per_address,
+            whole_at: self.whole_at.clone(),
+            key: self.key.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
     /// Counts a sign-in, sign-up or reset from `address`, for a tenant's account where one is named by its e-mail.
     pub(super) fn sign_in(
         &self,

@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use pingora::server::ShutdownWatch;
 
 use super::respond::Answer;
 use super::visit::Visit;
-use super::{Ended, Gateway, is_registered};
+use super::{CurrentGateway, Ended, Gateway, is_registered};
 use crate::error::GatewayError;
 use crate::telemetry::{Census, Outcome, RouteClass};
 
@@ -51,33 +50,36 @@ impl Drop for UnderWay<'_> {
 
 /// The public listener's application.
 pub struct PublicListener {
-    gateway: Arc<Gateway>,
+    current: CurrentGateway,
     http2: Arc<Http2>,
 }
 
 impl PublicListener {
-    pub(super) fn new(gateway: Arc<Gateway>) -> Self {
+    /// Serves each request by the gateway that is current when it comes.
+    #[must_use]
+    pub fn new(current: CurrentGateway) -> Self {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
-        Self { http2: Arc::new(Http2 { gateway: gateway.clone(), options }), gateway }
+        Self { http2: Arc::new(Http2 { current: current.clone(), options }), current }
     }
 }
 
 #[async_trait]
 impl ServerApp for PublicListener {
     /// HTTP/1.1 goes on in a task of its own: Pingora's holds the room for a TLS handshake as long as it lives.
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            return self.http2.process_new(stream, shutdown).await;
+            let told_to_go = self.current.load().drain.watch();
+            return self.http2.process_new(stream, &told_to_go).await;
         }
-        tokio::spawn(serve(self.gateway.clone(), stream));
+        tokio::spawn(serve(self.current.clone(), stream));
         None
     }
 }
 
 /// What Pingora's way of HTTP/2 calls for each stream.
 struct Http2 {
-    gateway: Arc<Gateway>,
+    current: CurrentGateway,
     options: HttpServerOptions,
 }
 
@@ -88,8 +90,8 @@ impl HttpServerApp for Http2 {
         mut http: ServerSession,
         _shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        if self.gateway.takes_head(&mut http).await {
-            Box::pin(self.gateway.attend(Box::new(http))).await;
+        if takes_head(&self.current, &mut http).await {
+            Box::pin(self.current.load().attend(Box::new(http))).await;
         }
         None
     }
@@ -101,32 +103,32 @@ impl HttpServerApp for Http2 {
 
 /// Serves a connection: one request after the other. Idle connections are what there is most of: what only a request
 /// needs is boxed, so that they do not hold the room for it.
-async fn serve(gateway: Arc<Gateway>, stream: Stream) {
+async fn serve(current: CurrentGateway, stream: Stream) {
     let mut http = Box::new(ServerSession::new_http1(stream));
     http.set_keepalive(Some(KEEPALIVE_SECONDS));
     http.set_keepalive_reuses_remaining(Some(MOST_REQUESTS));
-    while gateway.takes_head(&mut http).await {
-        match Box::pin(gateway.attend(http)).await {
+    while takes_head(&current, &mut http).await {
+        match Box::pin(current.load().attend(http)).await {
             Some(next) => http = next,
             None => return,
         }
     }
 }
 
-impl Gateway {
-    /// Waits for a request's head. False when none comes that can be attended to.
-    async fn takes_head(&self, http: &mut ServerSession) -> bool {
-        match within_bounds(http.read_request()).await {
-            Some(Ok(came)) => came,
-            // The error's text may quote the request: it is not logged.
-            Some(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
-                Box::pin(self.refuse_unread(http)).await;
-                false
-            }
-            _ => false,
+/// Waits for a request's head. False when none comes that can be attended to.
+async fn takes_head(current: &CurrentGateway, http: &mut ServerSession) -> bool {
+    match within_bounds(http.read_request()).await {
+        Some(Ok(came)) => came,
+        // The error's text may quote the request: it is not logged.
+        Some(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
+            Box::pin(current.load().refuse_unread(http)).await;
+            false
         }
+        _ => false,
     }
+}
 
+impl Gateway {
     /// Answers a head that cannot be parsed, and closes the connection.
     async fn refuse_unread(&self, http: &mut ServerSession) {
         let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
@@ -144,7 +146,7 @@ impl Gateway {
         http.set_total_drain_timeout(Some(Duration::from_secs(2)));
         http.set_write_timeout(Some(Duration::from_secs(60)));
         // What the request itself rules out stays out: HTTP/1.0, `close`, two ways of framing the body.
-        let may_stay = http.get_keepalive().is_some() && !self.draining.load(Ordering::Acquire);
+        let may_stay = http.get_keepalive().is_some() && !self.drain.has_begun();
         http.set_keepalive(may_stay.then_some(KEEPALIVE_SECONDS));
 
         let mut visit = Visit::new();

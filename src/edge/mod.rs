@@ -3,12 +3,13 @@
 
 pub mod admin;
 mod api;
+mod drain;
 mod forward;
 pub mod forward_auth;
 mod headers;
 mod idle;
 mod limits;
-mod listener;
+pub mod listener;
 mod operator;
 mod own;
 mod proof;
@@ -26,9 +27,9 @@ mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use http::header::{HOST, SET_COOKIE};
 use http::{HeaderMap, Method, Version};
 use ipnet::IpNet;
@@ -37,12 +38,13 @@ use pingora::protocols::http::ServerSession;
 
 use crate::broker::{Broker, Credential};
 use crate::clock::Clock;
-use crate::config::{Config, LimitsSection, TenantSection};
+use crate::config::{Config, ForwardAuthSection, LimitsSection, TenantSection};
 use crate::error::GatewayError;
 use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
+use drain::Drain;
 use limits::Limits;
-use listener::{PublicListener, final_head};
+use listener::final_head;
 use repeats::Repeats;
 use respond::{Answer, Cookies};
 use route::{Route, RouteTable};
@@ -55,8 +57,8 @@ use visit::{EdgeTenant, Visit};
 pub struct Gateway {
     broker: Arc<Broker>,
     routes: RouteTable,
-    upstream: Upstream,
-    limits: Limits,
+    upstream: Arc<Upstream>,
+    limits: Arc<Limits>,
     limits_section: LimitsSection,
     cookies: Cookies,
     tenants: HashMap<TenantId, EdgeTenant>,
@@ -64,11 +66,26 @@ pub struct Gateway {
     trusted_proxies: Vec<IpNet>,
     log_access: bool,
     metrics: Arc<Metrics>,
-    under_way: Census,
+    forward_auth: ForwardAuthSection,
+    under_way: Arc<Census>,
     /// Requests that are being repeated with renewed tokens.
-    repeats: Repeats,
-    draining: AtomicBool,
+    repeats: Arc<Repeats>,
+    drain: Arc<Drain>,
 }
+
+/// What outlives a change of the configuration.
+struct Standing {
+    broker: Arc<Broker>,
+    upstream: Arc<Upstream>,
+    limits: Arc<Limits>,
+    under_way: Arc<Census>,
+    repeats: Arc<Repeats>,
+    drain: Arc<Drain>,
+    metrics: Arc<Metrics>,
+}
+
+/// The gateway by the configuration that holds now. A request is served to its end by the one that it began with.
+pub type CurrentGateway = Arc<ArcSwap<Gateway>>;
 
 /// How a request ended that got its answer, or part of one.
 enum Ended {
@@ -89,6 +106,39 @@ impl Gateway {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
+        let upstream =
+            Upstream::new(&config.upstream, config.listen.threads).ok_or("upstream.base_url cannot be used")?;
+        let limits = Limits::new(&config.limits, clock, metrics.clone()).map_err(|error| error.to_string())?;
+        let standing = Standing {
+            broker,
+            upstream: Arc::new(upstream),
+            limits: Arc::new(limits),
+            under_way: Arc::default(),
+            repeats: Arc::default(),
+            drain: Arc::default(),
+            metrics,
+        };
+        Self::of(config, standing)
+    }
+
+    /// The same gateway by another configuration: what is under way, and who has used how much of his rates, stays known.
+    ///
+    /// # Errors
+    /// What of the configuration cannot be used.
+    pub fn changed(&self, config: &Config) -> Result<Self, String> {
+        let standing = Standing {
+            broker: self.broker.clone(),
+            upstream: self.upstream.clone(),
+            limits: Arc::new(self.limits.changed(&config.limits)),
+            under_way: self.under_way.clone(),
+            repeats: self.repeats.clone(),
+            drain: self.drain.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Self::of(config, standing)
+    }
+
+    fn of(config: &Config, standing: Standing) -> Result<Self, String> {
         let tenant = |id: &TenantId, section: &TenantSection| EdgeTenant {
             id: *id,
             transport: section.transport,
@@ -96,12 +146,12 @@ impl Gateway {
         };
         let hosts =
             config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
+        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics } = standing;
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)?,
-            upstream: Upstream::new(&config.upstream, config.listen.threads)
-                .ok_or("upstream.base_url cannot be used")?,
-            limits: Limits::new(&config.limits, clock, metrics.clone()).map_err(|error| error.to_string())?,
+            upstream,
+            limits,
             limits_section: config.limits.clone(),
             cookies: Cookies::new(&config.cookie),
             tenants: config.tenants.iter().map(|(id, section)| (*id, tenant(id, section))).collect(),
@@ -109,9 +159,10 @@ impl Gateway {
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
-            under_way: Census::default(),
-            repeats: Repeats::default(),
-            draining: AtomicBool::new(false),
+            forward_auth: config.forward_auth.clone(),
+            under_way,
+            repeats,
+            drain,
         })
     }
 
@@ -121,12 +172,6 @@ impl Gateway {
     /// What is wrong with its routes.
     pub fn check(config: &Config) -> Result<(), String> {
         RouteTable::new(&config.routes).map(|_| ())
-    }
-
-    /// The application of the public listener.
-    #[must_use]
-    pub fn listener(self: &Arc<Self>) -> PublicListener {
-        PublicListener::new(self.clone())
     }
 
     /// Keeps the API's name resolved and what idles tidy; runs until dropped.
@@ -139,9 +184,9 @@ impl Gateway {
         self.upstream.resolve().await;
     }
 
-    /// From now on every answer closes its connection.
+    /// From now on every answer closes its connection, and HTTP/2 clients are told to go.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.drain.begin();
     }
 
     /// Whether no request and no work that one began is under way.

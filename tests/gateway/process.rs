@@ -12,10 +12,12 @@ use crate::world::{World, canaries, configuration, eventually, free_port, metric
 /// Lines of a log that a failed test shows.
 const MOST_SHOWN: usize = 2_000;
 
+const CONFIG: &str = "gateway.yaml";
+
 /// A gateway in a process of its own, beside the others of a world.
 pub struct ProcessReplica {
     pub public: SocketAddr,
-    admin: SocketAddr,
+    pub admin: SocketAddr,
     simulator: SocketAddr,
     process: Child,
     folder: tempfile::TempDir,
@@ -25,21 +27,59 @@ impl ProcessReplica {
     /// Starts one over the world's store, with some keys set otherwise, spelled as in the environment.
     pub async fn start(world: &World, changes: &[(&str, &str)]) -> Self {
         let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let replica = Self::spawn(world, changes, public, admin, &[]);
+        eventually("the gateway is ready", async || plain_get(admin, "/readyz").starts_with("HTTP/1.1 200")).await;
+        replica
+    }
+
+    /// Starts another one that waits for this one's listeners.
+    pub fn successor(&self, world: &World, changes: &[(&str, &str)]) -> Self {
+        Self::spawn(world, changes, self.public, self.admin, &["--upgrade"])
+    }
+
+    fn spawn(
+        world: &World,
+        changes: &[(&str, &str)],
+        public: SocketAddr,
+        admin: SocketAddr,
+        arguments: &[&str],
+    ) -> Self {
         let (simulator, folder) = (world.simulator.address, tempfile::tempdir().unwrap());
-        let (config, log) = (folder.path().join("gateway.yaml"), File::create(folder.path().join("log")).unwrap());
-        std::fs::write(&config, configuration(simulator, public, admin)).unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        std::fs::write(folder.path().join(CONFIG), debugging(simulator, public, admin)).unwrap();
         let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let environment = world.overrides.iter().cloned().chain([("LOG__LEVEL".into(), "debug".into())]).chain(changes);
+        let environment = world.overrides.iter().cloned().chain(changes);
         let process = Command::new(env!("CARGO_BIN_EXE_emporix-gateway"))
-            .args(["serve", "--config", config.to_str().unwrap()])
+            .args(["serve", "--config"])
+            .arg(folder.path().join(CONFIG))
+            .args(arguments)
             .envs(environment.map(|(key, value)| (format!("{ENVIRONMENT_PREFIX}{key}"), value)))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let replica = Self { public, admin, simulator, process, folder };
-        eventually("the gateway is ready", async || plain_get(admin, "/readyz").starts_with("HTTP/1.1 200")).await;
-        replica
+        Self { public, admin, simulator, process, folder }
+    }
+
+    /// Writes its configuration anew: the one it was started with, changed.
+    pub fn configure(&self, change: impl FnOnce(String) -> String) {
+        let text = change(debugging(self.simulator, self.public, self.admin));
+        std::fs::write(self.folder.path().join(CONFIG), text).unwrap();
+    }
+
+    /// Has it read its configuration again.
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
+    /// Has it hand its listeners over.
+    pub fn quit(&self) {
+        self.signal("QUIT");
+    }
+
+    /// Whether it has ended, and well.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some_and(|status| status.success())
     }
 
     /// Ends it at once, as a crash does.
@@ -71,6 +111,11 @@ impl ProcessReplica {
     pub fn logged(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
+}
+
+/// The configuration of a gateway that logs all it can.
+fn debugging(simulator: SocketAddr, public: SocketAddr, admin: SocketAddr) -> String {
+    configuration(simulator, public, admin).replace("log: {access: true}", "log: {access: true, level: debug}")
 }
 
 impl Drop for ProcessReplica {

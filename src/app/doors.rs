@@ -1,0 +1,96 @@
+//! The listeners' doors: what closes them, and how they are handed to the gateway that comes after this one.
+//! Pingora closes its listeners only when it ends everything; these close first, and what is under way goes on.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use pingora::apps::ServerApp;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service as Serves;
+use pingora::services::listening::Service;
+use tokio::sync::watch;
+
+use super::StartError;
+use crate::config::ListenSection;
+
+/// All doors of this process.
+#[derive(Clone, Default)]
+pub(super) struct Doors {
+    closed: watch::Sender<bool>,
+    listeners: Arc<OnceLock<ListenFds>>,
+}
+
+impl Doors {
+    /// Accepts no further connection.
+    pub(super) fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    /// Gives the listeners to the process that waits for them at `socket`. They stay open here too. Blocks.
+    ///
+    /// # Errors
+    /// When nobody takes them.
+    pub(super) fn hand_over(&self, socket: &Path) -> Result<(), String> {
+        let listeners = self.listeners.get().ok_or("there are none yet")?;
+        let sent = listeners.lock().send_to_sock(socket.display().to_string().as_str());
+        sent.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// A service behind one of the doors.
+pub(super) struct Door<A> {
+    service: Service<A>,
+    doors: Doors,
+}
+
+impl<A> Door<A> {
+    pub(super) fn new(service: Service<A>, doors: &Doors) -> Self {
+        Self { service, doors: doors.clone() }
+    }
+}
+
+#[async_trait]
+impl<A: ServerApp + Send + Sync + 'static> Serves for Door<A> {
+    async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, listeners_per_fd: usize) {
+        if let Some(listeners) = &fds {
+            // All services are given the same ones.
+            let _ = self.doors.listeners.set(listeners.clone());
+        }
+        self.service.start_service(fds, self.doors.closed.subscribe(), listeners_per_fd).await;
+    }
+
+    fn name(&self) -> &str {
+        self.service.name()
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Serves::threads(&self.service)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        self.service.listen_addresses()
+    }
+}
+
+/// A listener whose idle connections are cheap: Pingora keeps 64 KiB for reading on each unless told otherwise, and reads
+/// larger pieces past the buffer anyway.
+pub(super) fn listener(address: SocketAddr) -> ListenerConfig {
+    const READ_BYTES: usize = 1024;
+    ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(READ_BYTES))
+}
+
+/// Where the listeners will be handed to us: a socket that can be made there.
+pub(super) fn arrival(listen: &ListenSection) -> Result<PathBuf, StartError> {
+    let socket = listen.upgrade_socket.clone();
+    let socket = socket.ok_or_else(|| StartError::Config("listen.upgrade_socket: needed by --upgrade".to_owned()))?;
+    // One that nobody cleared away is in the way of nothing.
+    let _ = std::fs::remove_file(&socket);
+    UnixListener::bind(&socket).and_then(|_| std::fs::remove_file(&socket)).map_err(|error| {
+        StartError::Unavailable(format!("listen.upgrade_socket: cannot listen at {}: {error}", socket.display()))
+    })?;
+    Ok(socket)
+}

@@ -1,0 +1,111 @@
+//! How the gateway ends: told to stop, or to hand its listeners over to the next one.
+//! Either way it waits for what is under way, not for a fixed time, and never longer than the drain timeout.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+
+use super::doors::Doors;
+use crate::edge::CurrentGateway;
+
+/// Waits for the word to end, then for the requests under way.
+pub(super) struct Stop {
+    pub(super) gateway: CurrentGateway,
+    pub(super) draining: Arc<AtomicBool>,
+    pub(super) told: Arc<Notify>,
+    pub(super) drain_timeout: Duration,
+    pub(super) upgrade_socket: Option<PathBuf>,
+    pub(super) doors: Doors,
+}
+
+/// What it was told.
+enum Word {
+    /// SIGTERM: balancers have yet to learn that no more requests should come.
+    Drain,
+    /// SIGQUIT: another process waits for the listeners.
+    HandOver,
+    /// SIGINT: at once.
+    Leave,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Stop {
+    async fn recv(&self) -> ShutdownSignal {
+        loop {
+            match self.word().await {
+                Word::Leave => break,
+                Word::Drain => {
+                    self.draining.store(true, Ordering::Release);
+                    self.drain(LOOKS_WHEN_STOPPED).await;
+                    break;
+                }
+                Word::HandOver => match self.hand_over().await {
+                    Ok(()) => {
+                        self.doors.close();
+                        self.drain(LOOKS_WHEN_FOLLOWED).await;
+                        break;
+                    }
+                    Err(error) => tracing::error!(error, "the listeners could not be handed over; serving on"),
+                },
+            }
+        }
+        // A listener whose runtime is gone before its own would try to accept for ever.
+        self.doors.close();
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// Between two looks at whether anything is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Looks in a row that have to find nothing.
+const LOOKS_WHEN_STOPPED: u32 = 1;
+/// The same where clients still hold connections that they use: each is to come once more, and to be told to close it.
+const LOOKS_WHEN_FOLLOWED: u32 = 50;
+
+impl Stop {
+    async fn word(&self) -> Word {
+        let [terminate, quit, interrupt] =
+            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt()].map(signal);
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (terminate, quit, interrupt) else {
+            self.told.notified().await;
+            return Word::Drain;
+        };
+        tokio::select! {
+            _ = terminate.recv() => Word::Drain,
+            () = self.told.notified() => Word::Drain,
+            _ = quit.recv() => Word::HandOver,
+            _ = interrupt.recv() => Word::Leave,
+        }
+    }
+
+    async fn hand_over(&self) -> Result<(), String> {
+        let socket = self.upgrade_socket.clone().ok_or("listen.upgrade_socket is not set")?;
+        let doors = self.doors.clone();
+        let handed_over = spawn_blocking(move || doors.hand_over(&socket)).await;
+        handed_over.map_err(|error| error.to_string())??;
+        tracing::info!("the listeners were handed over");
+        Ok(())
+    }
+
+    async fn drain(&self, looks: u32) {
+        let gateway = self.gateway.load_full();
+        gateway.drain();
+        tracing::info!(under_way = gateway.under_way(), "draining");
+        let idle = async {
+            let mut found = 0;
+            while found < looks {
+                found = if gateway.is_idle() { found + 1 } else { 0 };
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        // What is still under way after the bound is cut off.
+        let _ = tokio::time::timeout(self.drain_timeout, idle).await;
+    }
+}

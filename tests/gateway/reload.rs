@@ -1,0 +1,134 @@
+//! A configuration that changes under a running gateway: all of it takes effect, or none.
+
+use std::process::Command;
+
+use crate::process::ProcessReplica;
+use crate::steps::GUEST;
+use crate::world::{Certificate, World, eventually, plain_get};
+
+const PRICES: &str = "GET /price/acme/prices";
+const NO_PRICES: &str = "routes:\n  - {path: '/price/{tenant}/**', access: deny}\n";
+const REFUSED: &str = "gateway_config_refused";
+
+async fn priced(world: &World, gateway: &ProcessReplica, access: &str) -> u16 {
+    world.ask_at(gateway.public, PRICES).bearer(access).send().await.status
+}
+
+async fn visitor(world: &World, gateway: &ProcessReplica) -> String {
+    let answer = world.ask_at(gateway.public, crate::steps::ANONYMOUS_LOGIN).send().await;
+    crate::world::Tokens::of(&answer).access
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_route_table_takes_effect_on_sighup_and_sessions_live_on() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let access = visitor(&world, &gateway).await;
+    assert_eq!(priced(&world, &gateway, &access).await, 200);
+    gateway.configure(|text| text + NO_PRICES);
+    gateway.hang_up();
+    eventually("the rule holds", async || priced(&world, &gateway, &access).await == 403).await;
+    let me = world.ask_at(gateway.public, "GET /customer/acme/me").bearer(&access).send().await;
+    assert_eq!(crate::steps::who(&me), GUEST, "the session is the same");
+    assert_eq!(gateway.metric(r#"gateway_config_reloads_total{outcome="applied"}"#), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_faulty_configuration_leaves_the_old_one_and_says_where_the_fault_is() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let access = visitor(&world, &gateway).await;
+    // One part of it would be fine: nothing of it is taken.
+    gateway.configure(|text| format!("{text}{NO_PRICES}limits:\n  token_body_bites: 1\n"));
+    gateway.hang_up();
+    eventually("it is refused", async || gateway.metric(REFUSED) == 1.0).await;
+    assert_eq!(priced(&world, &gateway, &access).await, 200);
+    let logged = gateway.logged();
+    assert!(logged.contains("gateway.yaml:") && logged.contains("token_body_bites"), "{logged}");
+    // Mended, it is taken without anybody saying so.
+    gateway.configure(|text| text + NO_PRICES);
+    eventually("it is taken", async || gateway.metric(REFUSED) == 0.0).await;
+    assert_eq!(priced(&world, &gateway, &access).await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_in_a_file_changes_while_it_runs() {
+    let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("token");
+    std::fs::write(&file, "the-first-admin-token\n").unwrap();
+    let gateway = ProcessReplica::start(&world, &[("ADMIN__TOKEN_FILE", file.to_str().unwrap())]).await;
+    let opens = async |token: &str| {
+        let ask = world.ask_at(gateway.admin, "GET /admin/sessions?tenant=acme&customer=x").bearer(token);
+        ask.send().await.status
+    };
+    assert_eq!((opens("the-first-admin-token").await, opens("the-second-admin-token").await), (200, 401));
+    std::fs::write(&file, "the-second-admin-token\n").unwrap();
+    eventually("the new token opens", async || opens("the-second-admin-token").await == 200).await;
+    assert_eq!(opens("the-first-admin-token").await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_changes_while_it_runs() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let access = visitor(&world, &gateway).await;
+    let logs_requests = async || {
+        let before = gateway.logged().len();
+        priced(&world, &gateway, &access).await;
+        gateway.logged()[before..].contains(r#""route":"visitor""#)
+    };
+    eventually("requests are logged", logs_requests).await;
+    gateway.configure(|text| text.replace("level: debug", "level: error"));
+    gateway.hang_up();
+    eventually("requests are logged no more", async || !logs_requests().await).await;
+    gateway.configure(|text| text);
+    eventually("they are again", logs_requests).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_certificate_is_shown_once_its_key_is_there_too() {
+    let (world, folder, authority) = (World::new().await, tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [certificate, key] = Certificate::new().write(folder.path());
+    let files = [("LISTEN__TLS__CERTIFICATE_FILE", &*certificate), ("LISTEN__TLS__KEY_FILE", &*key)];
+    let gateway = ProcessReplica::start(&world, &files).await;
+    let renewed = Certificate::new().write(authority.path());
+    let shows_the_new_one = async || trusts(&renewed[0], gateway.public.port(), &[]).await;
+    assert!(trusts(&certificate, gateway.public.port(), &[]).await && !shows_the_new_one().await);
+
+    std::fs::copy(&renewed[0], &certificate).unwrap();
+    eventually("half of a pair is refused", async || gateway.metric(REFUSED) == 1.0).await;
+    assert!(!shows_the_new_one().await, "the old pair is shown");
+    std::fs::copy(&renewed[1], &key).unwrap();
+    eventually("the new one is shown", shows_the_new_one).await;
+    eventually("all is well", async || gateway.metric(REFUSED) == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_show_certificates_where_they_are_asked_for() {
+    let [folder, client] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [certificate, key] = Certificate::new().write(folder.path());
+    let [known, known_key] = Certificate::new().write(client.path());
+    let tls = World::builder().set("LISTEN__TLS__CERTIFICATE_FILE", &certificate).set("LISTEN__TLS__KEY_FILE", key);
+    let world = tls.set("LISTEN__TLS__CLIENT_CA_FILE", &known).start().await;
+    let port = world.gateway().public.port();
+    assert!(!trusts(&certificate, port, &[]).await, "without one");
+    assert!(trusts(&certificate, port, &["--cert", &known, "--key", &known_key]).await, "with the one that is known");
+    assert!(plain_get(world.gateway().admin, "/readyz").contains(" 200 "));
+}
+
+/// Whether a client that trusts `authority` alone gets an answer.
+async fn trusts(authority: &str, port: u16, more: &[&str]) -> bool {
+    let mut command = Command::new("curl");
+    command.args([
+        "-sS",
+        "--max-time",
+        "5",
+        "--cacert",
+        authority,
+        "--resolve",
+        &format!("localhost:{port}:127.0.0.1"),
+    ]);
+    command.args(more).arg(format!("https://localhost:{port}/product/acme/products"));
+    let printed = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    String::from_utf8_lossy(&printed.stdout).contains("Espresso")
+}
