@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows the gateway at work, `make test` proves it.
 # `make faults` proves the rest of it, which takes longer: what breaks around the gateway, at full size.
 
-.PHONY: demo test faults ingress deploy-check dashboards game-day check guard record bench measure
+.PHONY: demo test test-all faults ingress deploy-check dashboards game-day check guard record bench measure
 .PHONY: programs tools servers counters proxies peers observers
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
@@ -13,6 +13,9 @@ demo: tools
 test: tools servers proxies
 	cargo test
 	@echo 'Left to `make faults`: load under faults for 120 s (here 15), 500 timed logouts held to p99 < 50 ms (here 40, p90 < 250 ms), 5000 model cases (here 800).'
+
+# Everything there is to prove, at full size.
+test-all: check test deploy-check dashboards faults game-day guard
 
 # Every suite of faults at full size. Ends with one line of what was measured.
 faults: tools servers

@@ -13,6 +13,7 @@ mod failure_table;
 mod figures;
 mod fleet;
 mod framing;
+mod how_to;
 mod ingress;
 mod load;
 mod login;
