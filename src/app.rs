@@ -18,6 +18,7 @@ use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::listening::Service;
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::broker::{Broker, BrokerSettings, Tenant};
@@ -64,6 +65,7 @@ pub struct App {
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
     tenants: TenantMaker,
+    hangups: Option<Signal>,
     metrics: Arc<Metrics>,
     /// Last to be dropped: work that must not end with a request goes on here.
     runtime: Runtime,
@@ -82,6 +84,9 @@ impl App {
             .enable_all()
             .build()
             .map_err(|error| StartError::Unavailable(format!("no threads can be started: {error}")))?;
+        // Heard from the start: unheard, it would end the process.
+        let hangups = runtime.block_on(async { signal(SignalKind::hangup()) });
+        let hangups = hangups.map_err(|error| StartError::Unavailable(format!("SIGHUP cannot be heard: {error}")))?;
         if config.refresh.lease < config.identity.timeout {
             tracing::warn!(
                 "refresh.lease is shorter than identity.timeout: a leader that cannot renew it may be overtaken"
@@ -115,6 +120,7 @@ impl App {
             draining,
             stop: Arc::new(Notify::new()),
             tenants,
+            hangups: Some(hangups),
             metrics,
             runtime,
         })
@@ -122,9 +128,11 @@ impl App {
 
     /// Follows `source`: a changed configuration takes effect on SIGHUP, and when one of its files changes.
     #[must_use]
-    pub fn following(self, source: Source) -> Self {
+    pub fn following(mut self, source: Source) -> Self {
         let reload = Reload::new(&self, source);
-        self.runtime.spawn(async move { reload.tend().await });
+        if let Some(hangups) = self.hangups.take() {
+            self.runtime.spawn(reload.tend(hangups));
+        }
         self
     }
 
@@ -157,6 +165,7 @@ impl App {
                     .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
             }
         }
+        let tls = self.certificate.as_ref().map(Certificate::settings).transpose().map_err(StartError::Config)?;
         let conf = ServerConf {
             threads: listen.threads,
             work_stealing: listen.work_stealing,
@@ -170,9 +179,9 @@ impl App {
         server.bootstrap();
         let doors = Doors::default();
         let mut service = Service::new("public".to_owned(), PublicListener::new(self.gateway.clone()));
-        service.add_listener(match &self.certificate {
+        service.add_listener(match tls {
             None => doors::listener(public),
-            Some(certificate) => doors::listener(public).tls(certificate.settings().map_err(StartError::Config)?),
+            Some(tls) => doors::listener(public).tls(tls),
         });
         server.add_service(Door::new(service, &doors));
         let mut service = Service::new("admin".to_owned(), self.admin.clone());
@@ -193,9 +202,13 @@ impl App {
             upgrade_socket: listen.upgrade_socket.clone(),
             doors,
         };
+        let blocked = stop.doors.clone();
         server.run(RunArgs { shutdown_signal: Box::new(stop) });
-        tracing::info!("stopped");
         self.runtime.shutdown_timeout(Duration::from_secs(2));
+        if let Some(address) = blocked.blocked() {
+            return Err(StartError::Unavailable(format!("cannot listen on {address}, which was not handed over")));
+        }
+        tracing::info!("stopped");
         Ok(())
     }
 }
@@ -244,10 +257,32 @@ struct TenantMaker {
 
 impl TenantMaker {
     fn all_of(&self, config: &Config) -> HashMap<TenantId, Tenant> {
-        let tenant = |(id, section): (&TenantId, &TenantSection)| {
-            (*id, tenant(*id, section, self.client.clone(), self.clock.clone()))
-        };
-        config.tenants.iter().map(tenant).collect()
+        config.tenants.iter().map(|(id, section)| (*id, self.tenant(*id, section))).collect()
+    }
+
+    /// Those that are not as they were. The others keep what they know, such as the keys that they fetched.
+    fn changed(&self, old: &Config, new: &Config) -> HashMap<TenantId, Tenant> {
+        let changed = new.tenants.iter().filter(|(id, section)| old.tenants.get(*id) != Some(*section));
+        changed.map(|(id, section)| (*id, self.tenant(*id, section))).collect()
+    }
+
+    fn tenant(&self, id: TenantId, section: &TenantSection) -> Tenant {
+        let SiteSection { currency, site_code, language, target_location } = section.site.clone();
+        let until = section.foreign_bearer.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
+        let adopts = section.foreign_bearer.mode == ForeignBearerMode::Adopt;
+        Tenant {
+            id,
+            site: SiteContext { currency, site_code, language, target_location },
+            saas: SaasVerifier::new(&section.saas_token, self.client.clone(), self.clock.clone()),
+            accept_jwt: section.saas_token.accept,
+            expose_jwt: section.saas_token.expose,
+            webhook: section
+                .webhook
+                .secret
+                .as_ref()
+                .map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
+            adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
+        }
     }
 }
 
@@ -292,21 +327,6 @@ fn broker(
         metrics.clone(),
         handle,
     ))
-}
-
-fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock: Arc<dyn Clock>) -> Tenant {
-    let SiteSection { currency, site_code, language, target_location } = section.site.clone();
-    let until = section.foreign_bearer.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
-    let adopts = section.foreign_bearer.mode == ForeignBearerMode::Adopt;
-    Tenant {
-        id,
-        site: SiteContext { currency, site_code, language, target_location },
-        saas: SaasVerifier::new(&section.saas_token, client, clock),
-        accept_jwt: section.saas_token.accept,
-        expose_jwt: section.saas_token.expose,
-        webhook: section.webhook.secret.as_ref().map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
-        adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
-    }
 }
 
 /// Without, rustls panics where it is first used.

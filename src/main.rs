@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use emporix_gateway::app::{App, Source, StartError};
-use emporix_gateway::clock::SystemClock;
+use emporix_gateway::clock::{Clock, SystemClock};
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
 use sessions::Sessions;
@@ -98,6 +98,7 @@ fn load(file: &ConfigFile) -> Result<Config, (u8, String)> {
 }
 
 fn serve(serving: &Serving) -> Result<(), (u8, String)> {
+    let read_at = SystemClock.now();
     let config = load(&serving.file)?;
     let levels = telemetry::start_logging(&config.log, std::io::stderr);
     let levels = levels.map_err(|error| (UNAVAILABLE, error.to_string()))?;
@@ -113,6 +114,7 @@ fn serve(serving: &Serving) -> Result<(), (u8, String)> {
         }),
         log_at: Box::new(move |level| levels.set(level)),
         file,
+        read_at,
     };
     let app = App::new(&config, Arc::new(SystemClock)).map_err(code)?.following(source);
     let app = if serving.upgrade { app.taking_over() } else { app };

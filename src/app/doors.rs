@@ -1,7 +1,8 @@
 //! The listeners' doors: what closes them, and how they are handed to the gateway that comes after this one.
 //! Pingora closes its listeners only when it ends everything; these close first, and what is under way goes on.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -22,12 +23,31 @@ use crate::config::ListenSection;
 pub(super) struct Doors {
     closed: watch::Sender<bool>,
     listeners: Arc<OnceLock<ListenFds>>,
+    blocked: watch::Sender<Option<String>>,
 }
 
 impl Doors {
     /// Accepts no further connection.
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
+    }
+
+    /// An address that somebody else listens on, and so nothing can begin.
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.blocked.borrow().clone()
+    }
+
+    /// Waits until that is known.
+    pub(super) async fn are_blocked(&self) {
+        let mut blocked = self.blocked.subscribe();
+        if blocked.wait_for(Option::is_some).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether `address` is ours: handed over, or nobody's yet.
+    fn has(&self, listeners: &ListenFds, address: &str) -> bool {
+        listeners.lock().get(address).is_some() || TcpListener::bind(address).is_ok()
     }
 
     /// Gives the listeners to the process that waits for them at `socket`. They stay open here too. Blocks.
@@ -59,6 +79,12 @@ impl<A: ServerApp + Send + Sync + 'static> Serves for Door<A> {
         if let Some(listeners) = &fds {
             // All services are given the same ones.
             let _ = self.doors.listeners.set(listeners.clone());
+            let addresses = self.service.listen_addresses().unwrap_or_default();
+            // Pingora would panic, and the other services go on.
+            if let Some(address) = addresses.into_iter().find(|address| !self.doors.has(listeners, address)) {
+                self.doors.blocked.send_replace(Some(address));
+                return;
+            }
         }
         self.service.start_service(fds, self.doors.closed.subscribe(), listeners_per_fd).await;
     }
@@ -87,6 +113,12 @@ pub(super) fn listener(address: SocketAddr) -> ListenerConfig {
 pub(super) fn arrival(listen: &ListenSection) -> Result<PathBuf, StartError> {
     let socket = listen.upgrade_socket.clone();
     let socket = socket.ok_or_else(|| StartError::Config("listen.upgrade_socket: needed by --upgrade".to_owned()))?;
+    let folder = socket.parent().unwrap_or(Path::new("."));
+    // Whoever can connect to the socket can take the listeners.
+    if std::fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o077 != 0) {
+        let others = format!("listen.upgrade_socket: others may enter {} (chmod 700 it)", folder.display());
+        return Err(StartError::Config(others));
+    }
     // One that nobody cleared away is in the way of nothing.
     let _ = std::fs::remove_file(&socket);
     UnixListener::bind(&socket).and_then(|_| std::fs::remove_file(&socket)).map_err(|error| {

@@ -1,16 +1,19 @@
 //! Configuration that changes while the gateway runs: on SIGHUP, and when one of its files changes.
 //! All of it takes effect or none: a configuration with a fault leaves the old one in place, and says where the fault is.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
+use tokio::task::spawn_blocking;
 
 use super::certificate::Certificate;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
+use crate::clock::Timestamp;
 use crate::config::{Config, LogLevel};
 use crate::edge::CurrentGateway;
 use crate::edge::admin::Admin;
@@ -23,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub struct Source {
     /// The file.
     pub file: PathBuf,
+    /// From when on a change of its files can have been missed by who read it for the start.
+    pub read_at: Timestamp,
     /// Reads the configuration, or says all that is wrong with it.
     pub load: Box<dyn Fn() -> Result<Config, String> + Send + Sync>,
     /// Logs at another level from now on.
@@ -40,6 +45,8 @@ pub(super) struct Reload {
     metrics: Arc<Metrics>,
     /// What was read at the start, for what only a restart changes.
     started_with: Config,
+    /// What is in effect.
+    holds: Config,
 }
 
 impl Reload {
@@ -53,62 +60,72 @@ impl Reload {
             tenants: app.tenants.clone(),
             metrics: app.metrics.clone(),
             started_with: app.config.clone(),
+            holds: app.config.clone(),
         }
     }
 
     /// Follows the source; runs until dropped.
-    pub(super) async fn tend(self) {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-        let mut files = files_of(&self.source.file, &self.started_with);
-        let (mut applied, mut last) = (state_of(&files), state_of(&files));
+    pub(super) async fn tend(self, mut hangups: Signal) {
+        let mut reload = self;
+        let mut files = files_of(&reload.source.file, &reload.holds);
+        let mut last = state_of(&files).await;
+        let read_at = UNIX_EPOCH + Duration::from_millis(reload.source.read_at.millis());
+        let before = |state: &FileState| state.filter(|(changed_at, ..)| *changed_at < read_at);
+        let mut applied: Vec<FileState> = last.iter().map(before).collect();
         loop {
             let told = tokio::select! {
-                _ = hangup.recv() => true,
+                _ = hangups.recv() => true,
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
-            let now = state_of(&files);
+            let now = state_of(&files).await;
             // Files that belong together are not written at once: they have to have come to rest.
             let changed = now != applied && now == last;
-            last = now;
+            last.clone_from(&now);
             if told || changed {
-                if let Some(config) = self.reload() {
-                    files = files_of(&self.source.file, &config);
+                applied = now;
+                // Files are read: nothing that has to go on may wait for them.
+                let Ok(read) = spawn_blocking(move || reload.reload()).await else { return };
+                reload = read;
+                let named = files_of(&reload.source.file, &reload.holds);
+                if named != files {
+                    files = named;
+                    applied = state_of(&files).await;
+                    last.clone_from(&applied);
                 }
-                (applied, last) = (state_of(&files), state_of(&files));
             }
         }
     }
 
-    fn reload(&self) -> Option<Config> {
+    fn reload(mut self) -> Self {
         match self.apply() {
-            Ok(config) => {
+            Ok(restart) => {
                 self.metrics.reloads.count(Reloaded::Applied);
                 self.metrics.configuration_refused.set(0);
                 tracing::info!("the configuration was read again");
-                let restart: Vec<_> = needs_restart(&self.started_with, &config);
                 if !restart.is_empty() {
-                    tracing::warn!(sections = restart.join(" "), "parts of it take effect at the next start only");
+                    tracing::warn!(keys = restart.join(" "), "parts of it take effect at the next start only");
                 }
-                Some(config)
             }
             Err(error) => {
                 self.metrics.reloads.count(Reloaded::Refused);
                 self.metrics.configuration_refused.set(1);
                 tracing::error!(error, "the configuration cannot be used; the old one stays");
-                None
             }
         }
+        self
     }
 
-    /// Makes everything new before anything old is replaced.
-    fn apply(&self) -> Result<Config, String> {
-        let config = (self.source.load)()?;
+    /// Makes everything new before anything old is replaced. Returns what only a start takes up.
+    fn apply(&mut self) -> Result<Vec<&'static str>, String> {
+        let read = (self.source.load)()?;
+        let restart = needs_restart(&self.started_with, &read);
+        let config = self.with_known_tenants(read);
         let gateway = self.gateway.load().changed(&config)?;
         let certificate = match (&self.certificate, &config.listen.tls) {
             (Some(known), Some(section)) => Some((known, Certificate::read(section)?)),
             _ => None,
         };
-        let tenants = self.tenants.all_of(&config);
+        let tenants = self.tenants.changed(&self.holds, &config);
         if let Some((known, changed)) = certificate {
             known.take(&changed);
         }
@@ -116,37 +133,47 @@ impl Reload {
         self.admin.take_token(config.admin.token.as_ref());
         self.gateway.store(Arc::new(gateway));
         (self.source.log_at)(config.log.level);
-        Ok(config)
+        self.holds = config;
+        Ok(restart)
+    }
+
+    /// The configuration with the tenants that were there from the start: none comes or goes by halves.
+    fn with_known_tenants(&self, mut config: Config) -> Config {
+        let known = self.holds.tenants.iter();
+        config.tenants =
+            known.map(|(id, section)| (*id, config.tenants.remove(id).unwrap_or_else(|| section.clone()))).collect();
+        config
     }
 }
 
 /// The files that a configuration is made of.
 fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
     let tls = config.listen.tls.iter().flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
-    let keys = config.tenants.values().filter_map(|tenant| tenant.saas_token.jwks_file.as_ref());
-    let files = tls.chain(keys).chain(&config.secret_files).map(PathBuf::as_path);
+    let files = tls.chain(&config.secret_files).map(PathBuf::as_path);
     [file].into_iter().chain(files).map(Path::to_path_buf).collect()
 }
 
 /// What is told of a file without reading it.
 type FileState = Option<(SystemTime, u64, u64)>;
 
-fn state_of(files: &[PathBuf]) -> Vec<FileState> {
-    use std::os::unix::fs::MetadataExt;
-    let state = |file: &PathBuf| {
-        let known = std::fs::metadata(file).ok()?;
-        Some((known.modified().ok()?, known.len(), known.ino()))
-    };
-    files.iter().map(state).collect()
+async fn state_of(files: &[PathBuf]) -> Vec<FileState> {
+    let mut states = Vec::new();
+    for file in files {
+        let known = tokio::fs::metadata(file).await.ok();
+        states.push(known.and_then(|known| Some((known.modified().ok()?, known.len(), known.ino()))));
+    }
+    states
 }
 
 /// The keys of what was changed and only a start takes up.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    const ONLY_AT_START: [&str; 12] = [
+    const ONLY_AT_START: [&str; 15] = [
         "/listen/public",
         "/listen/threads",
         "/listen/work_stealing",
         "/listen/drain_timeout",
+        "/listen/upgrade_socket",
+        "/listen/tls/client_ca_file",
         "/upstream",
         "/identity",
         "/session",
@@ -155,6 +182,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         "/hot_cache",
         "/admin/listen",
         "/forward_auth/listen",
+        "/log/format",
     ];
     let [old_tree, new_tree] = [old, new].map(|config| serde_json::to_value(config).unwrap_or(Value::Null));
     let mut changed: Vec<_> =

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
@@ -38,27 +38,77 @@ enum Word {
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
-        loop {
-            match self.word().await {
-                Word::Leave => break,
-                Word::Drain => {
-                    self.draining.store(true, Ordering::Release);
-                    self.drain(LOOKS_WHEN_STOPPED).await;
-                    break;
-                }
-                Word::HandOver => match self.hand_over().await {
-                    Ok(()) => {
-                        self.doors.close();
-                        self.drain(LOOKS_WHEN_FOLLOWED).await;
-                        break;
+        let mut words = Words::of(&self.told);
+        while let Some(word) = words.next(&self.doors).await {
+            // A later word counts while an earlier one is followed: leave at once, or stop after all.
+            let follows = async {
+                match word {
+                    Word::Leave => true,
+                    Word::Drain => {
+                        self.draining.store(true, Ordering::Release);
+                        self.drain(LOOKS_WHEN_STOPPED).await;
+                        true
                     }
-                    Err(error) => tracing::error!(error, "the listeners could not be handed over; serving on"),
-                },
+                    Word::HandOver => match self.hand_over().await {
+                        Ok(()) => {
+                            self.doors.close();
+                            self.drain(LOOKS_WHEN_FOLLOWED).await;
+                            true
+                        }
+                        Err(error) => {
+                            tracing::error!(error, "the listeners could not be handed over; serving on");
+                            false
+                        }
+                    },
+                }
+            };
+            let ended = tokio::select! {
+                ended = follows => ended,
+                () = words.hears_leave() => true,
+            };
+            if ended {
+                break;
             }
         }
         // A listener whose runtime is gone before its own would try to accept for ever.
         self.doors.close();
         ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// The words as they come; one that comes while nobody listens waits.
+struct Words<'s> {
+    signals: Option<[Signal; 3]>,
+    told: &'s Notify,
+}
+
+impl<'s> Words<'s> {
+    fn of(told: &'s Notify) -> Self {
+        let streams = [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt()].map(signal);
+        let [Ok(terminate), Ok(quit), Ok(interrupt)] = streams else { return Self { signals: None, told } };
+        Self { signals: Some([terminate, quit, interrupt]), told }
+    }
+
+    async fn next(&mut self, doors: &Doors) -> Option<Word> {
+        let Some([terminate, quit, interrupt]) = &mut self.signals else {
+            self.told.notified().await;
+            return Some(Word::Drain);
+        };
+        tokio::select! {
+            _ = terminate.recv() => Some(Word::Drain),
+            () = self.told.notified() => Some(Word::Drain),
+            _ = quit.recv() => Some(Word::HandOver),
+            _ = interrupt.recv() => Some(Word::Leave),
+            () = doors.are_blocked() => None,
+        }
+    }
+
+    /// Waits for SIGINT.
+    async fn hears_leave(&mut self) {
+        match &mut self.signals {
+            Some([_, _, interrupt]) => drop(interrupt.recv().await),
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -70,21 +120,6 @@ const LOOKS_WHEN_STOPPED: u32 = 1;
 const LOOKS_WHEN_FOLLOWED: u32 = 50;
 
 impl Stop {
-    async fn word(&self) -> Word {
-        let [terminate, quit, interrupt] =
-            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt()].map(signal);
-        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (terminate, quit, interrupt) else {
-            self.told.notified().await;
-            return Word::Drain;
-        };
-        tokio::select! {
-            _ = terminate.recv() => Word::Drain,
-            () = self.told.notified() => Word::Drain,
-            _ = quit.recv() => Word::HandOver,
-            _ = interrupt.recv() => Word::Leave,
-        }
-    }
-
     async fn hand_over(&self) -> Result<(), String> {
         let socket = self.upgrade_socket.clone().ok_or("listen.upgrade_socket is not set")?;
         let doors = self.doors.clone();

@@ -173,7 +173,7 @@ pub enum RefreshAuthorizer {
 }
 
 /// One tenant.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSection {
     /// The public storefront key of the tenant.
@@ -208,7 +208,7 @@ pub enum TransportMode {
 }
 
 /// A visitor's site.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SiteSection {
     /// ISO 4217 code.
@@ -222,7 +222,7 @@ pub struct SiteSection {
 }
 
 /// How a tenant's `saas_token` is checked and used.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SaasTokenSection {
     /// What a `saas_token` is checked against.
@@ -286,7 +286,7 @@ pub enum SaasAlgorithm {
 }
 
 /// What happens to Bearer tokens that this gateway did not issue.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForeignBearerSection {
     /// Refuse them, or take customers' tokens into sessions while a shop moves over.

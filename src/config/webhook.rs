@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::secret::Secret;
 
 /// How a tenant takes Emporix' webhook events.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebhookSection {
     /// The secret key of the tenant's HTTP webhook at Emporix; or `secret_file`. Without, no event is taken.

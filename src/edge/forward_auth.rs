@@ -83,7 +83,8 @@ impl Gateway {
         let original = Original::of(dialect, http.req_header())?;
         let target = Target::parse(&original.target)?;
         // The proxy passes on what we would take out.
-        if target.carries_credential(&[]) || original.head.headers.keys().any(headers::disguises) {
+        let disguised = original.head.headers.keys().any(headers::disguises) || original.tunnels();
+        if disguised || target.carries_credential(&[]) {
             return Err(GatewayError::Denied);
         }
         let found = self.routes.find(original.head.method.as_str(), target.path);
@@ -182,9 +183,15 @@ impl Original {
         Ok(Self { head, target })
     }
 
-    /// Whether it asks for another protocol. Proxies keep `Upgrade` to themselves; a WebSocket's key goes along.
+    /// Whether it asks for a WebSocket. Proxies keep `Upgrade` to themselves; the key goes along.
     fn upgrades(&self) -> bool {
         self.head.headers.contains_key(UPGRADE) || self.head.headers.contains_key("sec-websocket-key")
+    }
+
+    /// Whether it asks for a protocol that nobody could judge a request of.
+    fn tunnels(&self) -> bool {
+        let mut asked = self.head.headers.get_all(UPGRADE).iter();
+        asked.any(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
     }
 }
 

@@ -26,7 +26,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 pub(super) const PROOF: &str = "x-emporix-gateway";
 
 /// Names that no alias in `_` or `.` may imitate: some backends read those as `-`.
-const GUARDED: [&str; 14] = [
+const GUARDED: [&str; 16] = [
     "authorization",
     "saas-token",
     "legal-entity-id",
@@ -41,6 +41,8 @@ const GUARDED: [&str; 14] = [
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
+    "x-emporix-session-id",
+    "x-emporix-customer-id",
 ];
 
 /// What the upstream request is made of, beside the client's head.

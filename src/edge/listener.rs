@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arc_swap::Cache;
 use async_trait::async_trait;
 use http::Method;
 use pingora::ErrorType;
@@ -107,8 +108,10 @@ async fn serve(current: CurrentGateway, stream: Stream) {
     let mut http = Box::new(ServerSession::new_http1(stream));
     http.set_keepalive(Some(KEEPALIVE_SECONDS));
     http.set_keepalive_reuses_remaining(Some(MOST_REQUESTS));
+    // Of the connection's own: a reference that requests count would be written by all of them.
+    let mut gateway = Cache::new(current.clone());
     while takes_head(&current, &mut http).await {
-        match Box::pin(current.load().attend(http)).await {
+        match Box::pin(gateway.load().attend(http)).await {
             Some(next) => http = next,
             None => return,
         }

@@ -139,10 +139,25 @@ async fn what_the_client_says_of_the_request_is_not_believed(street: &Street, ac
         assert!(reached.is_empty(), "{name}");
     }
     // Passed on, they could make another request of the one that was judged.
-    for name in ["x-http-method-override", "x-rewrite-url", "saas.token"] {
-        let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access).header(name, "forged")).await;
+    for name in [
+        "x-http-method-override",
+        "x-rewrite-url",
+        "x-original-url",
+        "x-original-uri",
+        "x-forwarded-uri",
+        "forwarded",
+        "saas.token",
+        "X_Emporix_Customer_Id",
+        "x-emporix.session-id",
+    ] {
+        let forged = street.ask(ORDERS).bearer(access).header(name, "/forged");
+        let (answer, reached) = street.reached(forged).await;
         assert!(!format!("{reached:?}").contains("forged"), "{name}: {} {reached:?}", answer.status);
     }
+    // Inside another protocol nobody could judge what is asked.
+    let tunnel = street.ask(ORDERS).bearer(access).header("connection", "upgrade").header("upgrade", "h2c");
+    let (_, reached) = street.reached(tunnel).await;
+    assert!(!format!("{reached:?}").contains("h2c"), "{reached:?}");
 }
 
 async fn odd_targets_arrive_as_they_came(street: &Street) {

@@ -2,7 +2,7 @@
 //! It ends with its value, and what it logged is searched for secrets then.
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use emporix_gateway::config::ENVIRONMENT_PREFIX;
@@ -28,7 +28,10 @@ impl ProcessReplica {
     pub async fn start(world: &World, changes: &[(&str, &str)]) -> Self {
         let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let replica = Self::spawn(world, changes, public, admin, &[]);
-        eventually("the gateway is ready", async || plain_get(admin, "/readyz").starts_with("HTTP/1.1 200")).await;
+        eventually("the gateway is ready", async || {
+            plain_get(admin, "/readyz").starts_with("HTTP/1.1 200") && TcpStream::connect(public).is_ok()
+        })
+        .await;
         replica
     }
 
@@ -77,9 +80,24 @@ impl ProcessReplica {
         self.signal("QUIT");
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Tells it to end at once.
+    pub fn interrupt(&self) {
+        self.signal("INT");
+    }
+
     /// Whether it has ended, and well.
     pub fn has_ended(&mut self) -> bool {
-        self.process.try_wait().unwrap().is_some_and(|status| status.success())
+        self.exit_code() == Some(0)
+    }
+
+    /// What it ended with, once it has.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.process.try_wait().unwrap()?.code()
     }
 
     /// Ends it at once, as a crash does.

@@ -52,6 +52,23 @@ async fn a_faulty_configuration_leaves_the_old_one_and_says_where_the_fault_is()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_start_takes_up_is_named_and_tenants_neither_come_nor_go() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let products = async || world.ask_at(gateway.public, "GET /product/globex/products").send().await.status;
+    assert_eq!(products().await, 200);
+    gateway.configure(|text| {
+        let (text, _) = text.split_once("  globex:").unwrap();
+        text.replace("threads: 1", "threads: 3")
+    });
+    gateway.hang_up();
+    let warned = || gateway.logged().contains("parts of it take effect at the next start only");
+    eventually("it says so", async || warned()).await;
+    assert!(gateway.logged().contains("/listen/threads /tenants"), "{}", gateway.logged());
+    assert_eq!(products().await, 200, "a tenant that was taken out is served as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_in_a_file_changes_while_it_runs() {
     let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
     let file = folder.path().join("token");

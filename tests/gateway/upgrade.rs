@@ -1,5 +1,7 @@
 //! Another binary takes the listeners over under load: no request fails, and the old process goes when it is idle.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,9 +13,16 @@ use crate::world::{Tokens, World, eventually, plain_get};
 const SHOPPERS: usize = 8;
 const TRIES_IN_VAIN: &str = "the listeners could not be handed over";
 
+/// A folder that nobody else enters.
+fn private_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+    folder
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_hands_its_listeners_over_under_load_and_no_request_fails() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let socket = folder.path().join("upgrade.sock");
     let world = Arc::new(World::builder().redis().start().await);
     let changes = [("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap()), ("LISTEN__DRAIN_TIMEOUT", "20s")];
@@ -59,7 +68,7 @@ async fn a_gateway_hands_its_listeners_over_under_load_and_no_request_fails() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_nobody_follows_serves_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = private_folder();
     let socket = folder.path().join("upgrade.sock");
     let world = World::new().await;
     let mut gateway = ProcessReplica::start(&world, &[("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap())]).await;
@@ -67,4 +76,66 @@ async fn a_gateway_that_nobody_follows_serves_on() {
     eventually("it gives up", async || gateway.logged().contains(TRIES_IN_VAIN)).await;
     assert!(!gateway.has_ended());
     assert_eq!(world.ask_at(gateway.public, "GET /product/acme/products").send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_told_to_stop_while_it_waits_for_a_successor_stops() {
+    let folder = private_folder();
+    let socket = folder.path().join("upgrade.sock");
+    let world = World::new().await;
+    let mut gateway = ProcessReplica::start(&world, &[("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap())]).await;
+    gateway.quit();
+    gateway.terminate();
+    eventually("it goes", async || gateway.has_ended()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_drains_leaves_at_once_when_told_so() {
+    let world = World::new().await;
+    let mut gateway = ProcessReplica::start(&world, &[("LISTEN__DRAIN_TIMEOUT", "60s")]).await;
+    world.simulator.fault(serde_json::json!({"operation": "api", "mode": "delay", "delay_ms": 40_000})).await;
+    let access = Tokens::of(&world.ask_at(gateway.public, crate::steps::ANONYMOUS_LOGIN).send().await).access;
+    let asked = world.ask_at(gateway.public, "GET /price/acme/prices").bearer(&access).try_send();
+    let leave = async {
+        eventually("the API is asked", async || world.simulator.calls("api").await == 1).await;
+        gateway.terminate();
+        eventually("it drains", async || gateway.logged().contains("draining")).await;
+        gateway.interrupt();
+        eventually("it goes", async || gateway.has_ended()).await;
+    };
+    let (answer, ()) = tokio::join!(asked, leave);
+    assert!(answer.is_err(), "the request is cut off");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_cannot_listen_everywhere_says_so_and_ends() {
+    let folder = private_folder();
+    let socket = folder.path().join("upgrade.sock");
+    let world = World::new().await;
+    let old = ProcessReplica::start(&world, &[("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap())]).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let changes = [
+        ("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap()),
+        ("FORWARD_AUTH__LISTEN", &address),
+        ("FORWARD_AUTH__TRUSTED_PEERS", r#"["127.0.0.0/8"]"#),
+    ];
+    let mut new = old.successor(&world, &changes);
+    eventually("it waits for the listeners", async || socket.exists()).await;
+    old.quit();
+    eventually("it ends", async || new.exit_code() == Some(69)).await;
+    assert!(new.logged().contains(&format!("cannot listen on {address}")), "{}", new.logged());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_are_not_taken_over_where_others_could_take_them() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let socket = folder.path().join("upgrade.sock");
+    let changes = [("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap())];
+    let world = World::new().await;
+    let old = ProcessReplica::start(&world, &changes).await;
+    let mut new = old.successor(&world, &changes);
+    eventually("it ends", async || new.exit_code() == Some(64)).await;
+    assert!(new.logged().contains("listen.upgrade_socket: others may enter"), "{}", new.logged());
 }

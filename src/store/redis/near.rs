@@ -33,6 +33,7 @@ enum State {
         line: Line,
         /// The keeper's line beside which it was opened: what that one's end says of the server counts here too.
         beside: u64,
+        opened_at: Instant,
         used_at: Instant,
     },
 }
@@ -41,6 +42,7 @@ enum State {
 pub(super) struct Near<'n> {
     pub(super) line: Line,
     slot: &'n Slot,
+    opened_at: Instant,
 }
 
 impl NearLines {
@@ -57,9 +59,9 @@ impl NearLines {
         let (slot, now) = (self.threads.get_or_default(), Instant::now());
         let mut state = lock(slot);
         match &mut *state {
-            State::Open { line, beside, used_at } if *beside == keepers.number && now - *used_at < IDLE => {
+            State::Open { line, beside, opened_at, used_at } if *beside == keepers.number && now - *used_at < IDLE => {
                 *used_at = now;
-                return Some(Near { line: line.clone(), slot });
+                return Some(Near { line: line.clone(), slot, opened_at: *opened_at });
             }
             State::Opening => return None,
             State::Absent(Some(until)) if now < *until => return None,
@@ -71,9 +73,12 @@ impl NearLines {
 }
 
 impl Near<'_> {
-    /// Says that it failed.
+    /// Says that it failed. A fault of an old line is none of a new one.
     pub(super) fn give_up(self) {
-        *lock(self.slot) = State::Absent(Some(Instant::now() + REST));
+        let mut state = lock(self.slot);
+        if matches!(&*state, State::Open { opened_at, .. } if *opened_at == self.opened_at) {
+            *state = State::Absent(Some(Instant::now() + REST));
+        }
     }
 }
 
@@ -82,7 +87,7 @@ async fn open(slot: Slot, deployment: Arc<Deployment>, timeouts: Timeouts, besid
     let opened = timeout(timeouts.opening(), deployment.open(timeouts, None)).await;
     let now = Instant::now();
     *lock(&slot) = match opened {
-        Ok(Ok(line)) => State::Open { line, beside, used_at: now },
+        Ok(Ok(line)) => State::Open { line, beside, opened_at: now, used_at: now },
         Ok(Err(_)) | Err(_) => State::Absent(Some(now + REST)),
     };
 }
