@@ -41,7 +41,7 @@ impl Doors {
     pub(super) async fn are_blocked(&self) {
         let mut blocked = self.blocked.subscribe();
         if blocked.wait_for(Option::is_some).await.is_err() {
-            std::future::pending().await
+            std::future::pending().await;
         }
     }
 
@@ -113,7 +113,7 @@ pub(super) fn listener(address: SocketAddr) -> ListenerConfig {
 pub(super) fn arrival(listen: &ListenSection) -> Result<PathBuf, StartError> {
     let socket = listen.upgrade_socket.clone();
     let socket = socket.ok_or_else(|| StartError::Config("listen.upgrade_socket: needed by --upgrade".to_owned()))?;
-    let folder = socket.parent().unwrap_or(Path::new("."));
+    let folder = socket.parent().unwrap_or_else(|| Path::new("."));
     // Whoever can connect to the socket can take the listeners.
     if std::fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o077 != 0) {
         let others = format!("listen.upgrade_socket: others may enter {} (chmod 700 it)", folder.display());
