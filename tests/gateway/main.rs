@@ -17,6 +17,7 @@ mod ingress;
 mod load;
 mod login;
 mod logout;
+mod metrics_page;
 mod model;
 mod operations;
 mod outages;
