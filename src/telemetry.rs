@@ -1,6 +1,7 @@
 //! What the gateway tells its operators: metrics, declared in one table, and log lines.
 
 mod labels;
+mod process;
 mod table;
 mod tally;
 
@@ -11,7 +12,7 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 
 pub use labels::*;
 pub use table::Metrics;
-pub use tally::{Census, CounterGrid, Counters, Timers};
+pub use tally::{Census, CounterGrid, Counters, Gauges, Timers};
 
 use crate::config::{LogFormat, LogLevel, LogSection};
 

@@ -56,7 +56,7 @@ impl Gateway {
         let client = address.and_then(headers::address);
         // A problem on the way down owes the page the same headers.
         let answer_headers = visit.cors.clone();
-        let passage = Passage { route, tenant: visit.tenant_id(), visits, client, answer_headers };
+        let passage = Passage { route, visit, visits, client, answer_headers };
         self.forward(http, passage, permit, upload).await
     }
 

@@ -244,6 +244,7 @@ impl Gateway {
     fn refusal(&self, visit: &mut Visit<'_>, error: &GatewayError) -> Answer {
         let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
         if error.status() >= 500 {
+            visit.at_fault = !error.is_of_emporix();
             tracing::warn!(code, route, tenant, %error, "request failed");
         } else {
             tracing::debug!(code, route, tenant, "request refused");
@@ -262,11 +263,13 @@ impl Gateway {
             (Ended::Aborted, _) => Outcome::Aborted,
             (_, ..400) => Outcome::Success,
             (_, 400..500) => Outcome::ClientError,
-            _ => Outcome::ServerError,
+            _ if visit.at_fault => Outcome::ServerError,
+            _ => Outcome::UpstreamError,
         };
         let elapsed = started.elapsed();
+        let served_in = visit.streams_since.map_or(elapsed, |since| since - started);
         self.metrics.requests.count(visit.class, outcome);
-        self.metrics.request_seconds.record(visit.class, elapsed);
+        self.metrics.request_seconds.record(visit.class, served_in);
         if self.log_access {
             let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
             // A method of the client's own invention may hold anything.

@@ -233,6 +233,10 @@ pub(super) async fn read_bounded(mut answer: Response, most: usize) -> Result<Ve
 
 #[async_trait]
 impl IdentityProvider for Emporix {
+    fn report(&self) {
+        self.breakers.report();
+    }
+
     async fn anonymous_login(&self, tenant: &TenantId, site: &SiteContext) -> Result<Issued, IdentityError> {
         let query = [
             ("tenant", Some(tenant.as_str())),

@@ -38,7 +38,10 @@ labels! {
         Own = "own", Preflight = "preflight", None = "none",
     }
     /// How a request ended.
-    Outcome { Success = "success", ClientError = "client_error", ServerError = "server_error", Aborted = "aborted" }
+    Outcome {
+        Success = "success", ClientError = "client_error", ServerError = "server_error",
+        UpstreamError = "upstream_error", Aborted = "aborted",
+    }
     /// What authentication decided.
     Decision {
         Session = "session", SharedGuest = "shared_guest", Missing = "missing", Dead = "dead",

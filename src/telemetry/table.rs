@@ -8,7 +8,8 @@ use super::labels::{
     LoginOutcome, Outcome, RefreshOutcome, Replication, RevocationPath, RouteClass, Saved, SessionEvent,
     StoreOperation, StoreOutcome, Verdict, WebhookEvent, WebhookOutcome,
 };
-use super::tally::{CounterGrid, Counters, Kind, Timers};
+use super::process::Process;
+use super::tally::{CounterGrid, Counters, Gauges, Kind, Timers};
 
 macro_rules! table {
     ($(#[doc = $help:literal] $field:ident: $kind:ty = $name:literal $([$($label:literal),+])?;)+) => {
@@ -26,6 +27,7 @@ macro_rules! table {
             pub fn new() -> prometheus::Result<Self> {
                 let registry = Registry::new();
                 register_build_info(&registry)?;
+                registry.register(Box::new(Process::new()?))?;
                 Ok(Self {
                     $($field: Kind::register(&registry, ($name, $help.trim_ascii_start()), &[$($($label),+)?])?,)+
                     registry,
@@ -38,7 +40,7 @@ macro_rules! table {
 table! {
     /// Requests that ended.
     requests: CounterGrid<RouteClass, Outcome> = "gateway_requests_total" ["route", "outcome"];
-    /// Duration of requests.
+    /// Duration of requests; of a stream, until it began.
     request_seconds: Timers<RouteClass> = "gateway_request_seconds" ["route"];
     /// Time until the API's response head.
     upstream_seconds: Timers<RouteClass> = "gateway_upstream_seconds" ["route"];
@@ -68,6 +70,8 @@ table! {
     emporix_saved: Counters<Saved> = "gateway_emporix_calls_saved_total" ["reason"];
     /// What the breakers in front of Redis and Emporix' token endpoints did.
     breakers: CounterGrid<Dependency, BreakerEvent> = "gateway_breaker_events_total" ["dependency", "event"];
+    /// Breakers that hold calls back at this moment.
+    breakers_open: Gauges<Dependency> = "gateway_breakers_open" ["dependency"];
     /// Writes that waited for a replica of Redis.
     replication: Counters<Replication> = "gateway_store_replication_total" ["outcome"];
     /// From the end of a session elsewhere until it is refused here.
@@ -76,6 +80,12 @@ table! {
     rate_limited: Counters<Limited> = "gateway_rate_limited_total" ["limit"];
     /// Events that Emporix delivered.
     webhooks: CounterGrid<WebhookEvent, WebhookOutcome> = "gateway_webhooks_total" ["event", "outcome"];
+    /// 1 while the process lets its last requests end and takes no more.
+    draining: IntGauge = "gateway_draining";
+    /// 1 while the session store answers.
+    store_reachable: IntGauge = "gateway_store_reachable";
+    /// 1 while the ends of sessions on other replicas are heard.
+    hears_invalidations: IntGauge = "gateway_hears_invalidations";
     /// Event streams and WebSockets that are open.
     open_streams: IntGauge = "gateway_open_streams";
     /// Sessions in the hot cache.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
-use prometheus::{IntGauge, Opts, Registry};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use thread_local::ThreadLocal;
 
 use super::Label;
@@ -193,9 +193,29 @@ impl<A: Label, B: Label> CounterGrid<A, B> {
     }
 }
 
+/// One gauge for each value of a label.
+pub struct Gauges<A>(Vec<IntGauge>, PhantomData<A>);
+
+impl<A: Label> Kind for Gauges<A> {
+    fn register(registry: &Registry, (name, help): (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
+        let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
+    }
+}
+
+impl<A: Label> Gauges<A> {
+    /// Says how many there are now.
+    pub fn set(&self, value: A, now: usize) {
+        self.0[value.index()].set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+}
+
 /// Upper bounds of a timer's buckets, in microseconds.
-const BOUNDS: [u64; 12] =
-    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+const BOUNDS: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    30_000_000,
+];
 
 /// Cells of one timer: its buckets, what is beyond them, and the sum in microseconds.
 const CELLS: usize = BOUNDS.len() + 2;
