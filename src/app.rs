@@ -33,7 +33,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisStore;
 use crate::store::seal::Keyring;
 use crate::store::{LayeredStore, SessionStore};
-use crate::telemetry::Metrics;
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::{Exporter, Metrics};
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,9 @@ impl App {
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
         let store = store(config, &clock, &metrics, &runtime)?;
         let broker = broker(config, store, &clock, &metrics, &runtime)?;
-        let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
+        let tracer = tracer(config, &clock, &metrics, &runtime)?;
+        let gateway =
+            Gateway::new(config, broker.clone(), clock, metrics.clone(), tracer).map_err(StartError::Config)?;
         let gateway = Arc::new(gateway);
         if let Some(tls) = &config.listen.tls {
             check_certificate(tls)?;
@@ -240,6 +243,22 @@ fn broker(
     };
     let handle = runtime.handle().clone();
     Ok(Broker::new(layered, Arc::new(identity), tenants, settings, clock.clone(), metrics.clone(), handle))
+}
+
+/// What begins traces, its exporter running, where traces are wanted.
+fn tracer(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+    runtime: &Runtime,
+) -> Result<Option<Tracer>, StartError> {
+    const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+    let Some(endpoint) = &config.traces.otlp_endpoint else { return Ok(None) };
+    let client = emporix::client(EXPORT_TIMEOUT)
+        .map_err(|error| StartError::Unavailable(format!("spans cannot be exported: {error}")))?;
+    let (tracer, finished) = Tracer::new(config.traces.sample, clock.clone(), metrics.clone());
+    runtime.spawn(Exporter::new(endpoint, client, finished, metrics.clone()).run());
+    Ok(Some(tracer))
 }
 
 fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock: Arc<dyn Clock>) -> Tenant {

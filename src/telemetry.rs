@@ -1,9 +1,11 @@
-//! What the gateway tells its operators: metrics, declared in one table, and log lines.
+//! What the gateway tells its operators: metrics, declared in one table, log lines, and traces.
 
 mod labels;
+mod otlp;
 mod process;
 mod table;
 mod tally;
+pub mod trace;
 
 use std::io;
 
@@ -11,6 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 pub use labels::*;
+pub use otlp::Exporter;
 pub use table::Metrics;
 pub use tally::{Census, CounterGrid, Counters, Gauges, Timers};
 

@@ -23,6 +23,7 @@ use super::{Ended, Gateway, Visit};
 use crate::broker::{Demand, Permit, is_expiry_fault};
 use crate::config::routes::OnSuccess;
 use crate::error::GatewayError;
+use crate::telemetry::trace::Span;
 
 /// What of a 401 is read to learn whether it means an expired token, in bytes.
 const MOST_REFUSAL_BYTES: usize = 8 * 1024;
@@ -132,6 +133,7 @@ impl Gateway {
         upload: &mut Upload,
     ) -> Result<Line, Failure> {
         let started = Instant::now();
+        let mut span = passage.visit.child_span("upstream");
         let repeatable = upload.is_replayable() && is_idempotent(&http.req_header().method);
         for _ in 0..MOST_STALE {
             let mut line = self.upstream.connect(passage.route.read_timeout).await.map_err(Failure::Other)?;
@@ -143,6 +145,7 @@ impl Gateway {
                     host: self.upstream.host(),
                     client: passage.client.as_ref(),
                     secure: is_secure(http),
+                    trace: span.as_ref().map(Span::context),
                     upgrade: headers::asks_for_websocket(http.req_header()),
                     body: upload.framing(),
                 },
@@ -150,6 +153,11 @@ impl Gateway {
             .map_err(Failure::Other)?;
             match converse(http, &mut line, head, upload).await {
                 Ok(()) => {
+                    let status = line.session.get_status();
+                    if let (Some(span), Some(status)) = (&mut span, status) {
+                        span.note("status", status.as_str());
+                        span.settle(status.is_server_error());
+                    }
                     self.metrics.upstream_seconds.record(passage.route.class(), started.elapsed());
                     return Ok(line);
                 }

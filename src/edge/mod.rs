@@ -40,7 +40,8 @@ use crate::clock::Clock;
 use crate::config::{Config, LimitsSection, TenantSection};
 use crate::error::GatewayError;
 use crate::session::TenantId;
-use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::{Census, Label, Metrics, Outcome, RouteClass};
 use limits::Limits;
 use listener::{PublicListener, final_head};
 use repeats::Repeats;
@@ -64,6 +65,8 @@ pub struct Gateway {
     trusted_proxies: Vec<IpNet>,
     log_access: bool,
     metrics: Arc<Metrics>,
+    /// Absent where nothing is traced.
+    tracer: Option<Tracer>,
     under_way: Census,
     /// Requests that are being repeated with renewed tokens.
     repeats: Repeats,
@@ -88,6 +91,7 @@ impl Gateway {
         broker: Arc<Broker>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        tracer: Option<Tracer>,
     ) -> Result<Self, String> {
         let tenant = |id: &TenantId, section: &TenantSection| EdgeTenant {
             id: *id,
@@ -109,6 +113,7 @@ impl Gateway {
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
+            tracer,
             under_way: Census::default(),
             repeats: Repeats::default(),
             draining: AtomicBool::new(false),
@@ -256,7 +261,7 @@ impl Gateway {
         }
     }
 
-    fn finished(&self, http: &ServerSession, visit: &Visit<'_>, ended: &Ended, started: Instant) {
+    fn finished(&self, http: &ServerSession, visit: &mut Visit<'_>, ended: &Ended, started: Instant) {
         let status = final_head(http).map_or(0, |head| head.status.as_u16());
         let outcome = match (ended, status) {
             (_, 101) => Outcome::Success,
@@ -270,6 +275,14 @@ impl Gateway {
         let served_in = visit.streams_since.map_or(elapsed, |since| since - started);
         self.metrics.requests.count(visit.class, outcome);
         self.metrics.request_seconds.record(visit.class, served_in);
+        let (route, tenant) = (visit.class_text(), visit.tenant_text());
+        if let Some(span) = &mut visit.span {
+            span.note("route", route);
+            span.note("tenant", tenant);
+            span.note("outcome", outcome.text());
+            span.note("status", status.to_string());
+            span.settle(matches!(outcome, Outcome::ServerError | Outcome::UpstreamError));
+        }
         if self.log_access {
             let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
             // A method of the client's own invention may hold anything.
@@ -277,7 +290,7 @@ impl Gateway {
                 known if is_registered(known) => known.as_str(),
                 _ => "other",
             };
-            tracing::info!(method, route = visit.class_text(), tenant = visit.tenant_text(), status, millis, "request");
+            tracing::info!(method, route, tenant, status, millis, "request");
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{Gateway, proof};
 use crate::config::TransportMode;
 use crate::error::GatewayError;
 use crate::session::{TenantId, Transport};
+use crate::telemetry::trace::{Span, SpanKind};
 use crate::telemetry::{Label, RouteClass};
 
 const EMPORIX_TENANT: HeaderName = HeaderName::from_static("emporix-tenant");
@@ -49,6 +50,8 @@ pub(super) struct Visit<'g> {
     pub(super) at_fault: bool,
     /// When its answer became a stream: what it lasts from then on says nothing of how fast it was served.
     pub(super) streams_since: Option<Instant>,
+    /// Its span, where its trace is sampled.
+    pub(super) span: Option<Span>,
 }
 
 impl<'g> Visit<'g> {
@@ -60,7 +63,13 @@ impl<'g> Visit<'g> {
             cors: Vec::new(),
             at_fault: false,
             streams_since: None,
+            span: None,
         }
+    }
+
+    /// The span of something that the request waits for.
+    pub(super) fn child_span(&self, name: &'static str) -> Option<Span> {
+        self.span.as_ref()?.context().child((name, ""), SpanKind::Client)
     }
 
     pub(super) fn class_text(&self) -> &'static str {

@@ -15,7 +15,8 @@ use super::{Alias, Invalidation, Saved, SessionStore, StoreError};
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
 use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
-use crate::telemetry::{CacheOutcome, Metrics, RevocationPath, StoreOperation, StoreOutcome};
+use crate::telemetry::trace::{SpanKind, spanned};
+use crate::telemetry::{CacheOutcome, Label, Metrics, RevocationPath, StoreOperation, StoreOutcome};
 
 /// How long a tombstone stands: longer than any write that was under way can last.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -326,7 +327,7 @@ impl LayeredStore {
         judge: fn(&T) -> StoreOutcome,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
-        let result = work.await;
+        let result = spanned(("store", operation.text()), SpanKind::Client, work).await;
         self.metrics.store_seconds.record(operation, started.elapsed());
         self.metrics.store.count(operation, result.as_ref().map_or(StoreOutcome::Failed, judge));
         result

@@ -101,6 +101,8 @@ labels! {
     Dialect { Nginx = "nginx", Traefik = "traefik", Envoy = "envoy", Haproxy = "haproxy" }
     /// What a proxy was told.
     Verdict { Pass = "pass", Refused = "refused", Unknowable = "unknowable" }
+    /// What became of a span.
+    SpanOutcome { Exported = "exported", Failed = "failed", Dropped = "dropped" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
     /// An event that Emporix delivered; `other` where it names none of these, or is not believed.

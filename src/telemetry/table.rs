@@ -5,7 +5,7 @@ use prometheus::{Encoder, IntGauge, Opts, Registry, TextEncoder};
 
 use super::labels::{
     BreakerEvent, CacheOutcome, CallOutcome, Decision, Dependency, Dialect, EmporixCall, Flow, Half, Limited,
-    LoginOutcome, Outcome, RefreshOutcome, Replication, RevocationPath, RouteClass, Saved, SessionEvent,
+    LoginOutcome, Outcome, RefreshOutcome, Replication, RevocationPath, RouteClass, Saved, SessionEvent, SpanOutcome,
     StoreOperation, StoreOutcome, Verdict, WebhookEvent, WebhookOutcome,
 };
 use super::process::Process;
@@ -80,6 +80,8 @@ table! {
     rate_limited: Counters<Limited> = "gateway_rate_limited_total" ["limit"];
     /// Events that Emporix delivered.
     webhooks: CounterGrid<WebhookEvent, WebhookOutcome> = "gateway_webhooks_total" ["event", "outcome"];
+    /// Spans that ended, by whether the collector took them; dropped: too many were waiting.
+    spans: Counters<SpanOutcome> = "gateway_spans_total" ["outcome"];
     /// 1 while the process lets its last requests end and takes no more.
     draining: IntGauge = "gateway_draining";
     /// 1 while the session store answers.

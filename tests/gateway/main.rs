@@ -39,5 +39,6 @@ mod story;
 mod streaming;
 mod tls;
 mod token_routes;
+mod traces;
 mod webhooks;
 mod world;
