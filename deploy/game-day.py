@@ -64,6 +64,8 @@ ACTS = [
     Act({"GatewayStoreFails"}, "Redis is full: maxmemory 1 MB",
         lambda stage: stage.redis("CONFIG", "SET", "maxmemory", "1mb"),
         end=lambda stage: stage.redis("CONFIG", "SET", "maxmemory", "0")),
+    Act({"GatewayUpstreamFails"}, "Emporix' API answers 503",
+        fail("api", "status", status=503), end=mend),
     Act({"GatewayTokenEndpointsFail"}, "Emporix answers logins with 503",
         fail("login", "status", status=503), end=mend),
     Act({"GatewayRefreshesFail"}, "Emporix answers refreshes with 503",

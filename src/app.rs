@@ -36,7 +36,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::RedisStore;
 use crate::store::seal::Keyring;
 use crate::store::{LayeredStore, SessionStore};
-use crate::telemetry::Metrics;
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::{Exporter, Metrics};
 use certificate::Certificate;
 use doors::{Door, Doors};
 use reload::Reload;
@@ -96,7 +97,9 @@ impl App {
         let store = store(config, &clock, &metrics, &runtime)?;
         let tenants = TenantMaker { client: identity_client(config)?, clock: clock.clone() };
         let broker = broker(config, store, &tenants, &metrics, &runtime)?;
-        let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
+        let tracer = tracer(config, &clock, &metrics, &runtime)?;
+        let gateway =
+            Gateway::new(config, broker.clone(), clock, metrics.clone(), tracer).map_err(StartError::Config)?;
         let gateway = Arc::new(ArcSwap::from_pointee(gateway));
         let certificate = config.listen.tls.as_ref().map(Certificate::read).transpose().map_err(StartError::Config)?;
         runtime.block_on(gateway.load().resolve());
@@ -327,6 +330,22 @@ fn broker(
         metrics.clone(),
         handle,
     ))
+}
+
+/// What begins traces, its exporter running, where traces are wanted.
+fn tracer(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+    runtime: &Runtime,
+) -> Result<Option<Tracer>, StartError> {
+    const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+    let Some(endpoint) = &config.traces.otlp_endpoint else { return Ok(None) };
+    let client = emporix::client(EXPORT_TIMEOUT)
+        .map_err(|error| StartError::Unavailable(format!("spans cannot be exported: {error}")))?;
+    let (tracer, finished) = Tracer::new(config.traces.sample, clock.clone(), metrics.clone());
+    runtime.spawn(Exporter::new(endpoint, client, finished, metrics.clone()).run());
+    Ok(Some(tracer))
 }
 
 /// Without, rustls panics where it is first used.

@@ -149,6 +149,19 @@ impl GatewayError {
         }
     }
 
+    /// Whether Emporix' API or a token endpoint failed, and not the gateway or its store.
+    #[must_use]
+    pub const fn is_of_emporix(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::IdentityUnreadable(_)
+                | Self::IdentityUnavailable(_)
+                | Self::UpstreamFailed(_)
+                | Self::UpstreamTimeout
+        )
+    }
+
     /// The stable code.
     #[must_use]
     pub const fn code(&self) -> &'static str {

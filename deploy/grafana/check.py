@@ -110,7 +110,7 @@ def finite(values: list) -> list:
 
 
 def check_series(stage: Stage, where: str, query: str) -> None:
-    for series in re.findall(r"(?:\bgateway[:_][\w:]+|\bup\b)(?:{.*?})?", query):
+    for series in re.findall(r"(?:\b(?:gateway[:_]|process_)[\w:]+|\bup\b)(?:{.*?})?", query):
         if not stage.query(f"count({series})"):
             fault(f"{where}: no such series: {series}")
 

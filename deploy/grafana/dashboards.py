@@ -45,27 +45,25 @@ def share(metric: str, part: str, whole: str = "", window: str = "$__rate_interv
 
 
 def breakers(match: str, by: str) -> str:
-    """How many are open: both events count from the start of the process."""
-    opened = of("gateway_breaker_events_total", f'{match},event="opened"')
-    closed = of("gateway_breaker_events_total", f'{match},event="closed"')
-    return f"sum by ({by}) ({opened} - ignoring (event) {closed})"
+    """How many are open."""
+    return f"sum by ({by}) ({of('gateway_breakers_open', match)})"
 
 
 OVERVIEW = [
-    Panel("Availability", "Share of requests in the shown time that did not fail. The objective is 99.9 %.",
+    Panel("Availability", "Share of requests in the shown time that neither the gateway nor its store failed. The objective is 99.9 %.",
           "percentunit",
           {"": "1 - " + share("gateway_requests_total", 'outcome="server_error"', 'outcome!="aborted"', "$__range")},
           "stat", 6),
     Panel("Requests", "Requests that end, a second.", "reqps",
           {"": f"sum(rate({of('gateway_requests_total')}[$__rate_interval]))"}, "stat", 6),
-    Panel("p99 of API requests", "Until the answer's last byte, Emporix included; a stream's too.", "s",
+    Panel("p99 of API requests", "Until the answer's last byte, Emporix included; of a stream, until it began.", "s",
           {"": quantile(0.99, "gateway_request_seconds", match=API)}, "stat", 6),
     Panel("Replicas", "Replicas that Prometheus can read.", "short",
           {"": f"count({of('gateway_build_info')})"}, "stat", 6),
-    Panel("How requests end", "Failures are 5xx, also those that the API answered itself.", "reqps",
+    Panel("How requests end", "server_error is the gateway's or its store's 5xx, upstream_error Emporix'.", "reqps",
           {"{{outcome}}": rate("gateway_requests_total", "outcome")}, width=12),
     Panel("Failures by route", "Which way of using the shop fails. Token routes alone: look at the token endpoints.",
-          "reqps", {"{{route}}": rate("gateway_requests_total", "route", 'outcome="server_error"')}, width=12),
+          "reqps", {"{{route}}": rate("gateway_requests_total", "route", 'outcome=~"(server|upstream)_error"')}, width=12),
     Panel("Speed at which the error budget is spent",
           "1 spends it in exactly 30 days. Over 14.4 in the last hour pages, over 6 in six hours is a ticket.", "short",
           {"5 m": "max(gateway:failures:ratio_rate5m) / 0.001", "1 h": "max(gateway:failures:ratio_rate1h) / 0.001",
@@ -79,6 +77,14 @@ OVERVIEW = [
           {"{{limit}}": rate("gateway_rate_limited_total", "limit")}),
     Panel("Webhook deliveries", "Emporix' customer events by what became of them.", "reqps",
           {"{{outcome}}": rate("gateway_webhooks_total", "outcome")}),
+    Panel("Memory", "Resident memory of each replica.", "bytes",
+          {"{{instance}}": of("process_resident_memory_bytes")}),
+    Panel("CPU", "Cores that each replica keeps busy.", "short",
+          {"{{instance}}": rate("process_cpu_seconds_total", "instance")}),
+    Panel("Open descriptors", "Share of the descriptors that a replica may have open.", "percentunit",
+          {"{{instance}}": f"{of('process_open_fds')} / {of('process_max_fds')}"}),
+    Panel("Ready", "1: the replica takes requests. 0: its store does not answer, or it is draining.", "short",
+          {"{{instance}}": f"{of('gateway_store_reachable')} * (1 - {of('gateway_draining')})"}),
     Panel("Open streams", "Event streams and WebSockets, which a stopping replica waits for.", "short",
           {"{{instance}}": of("gateway_open_streams")}),
 ]
@@ -116,7 +122,7 @@ STORE_AND_CACHE = [
     Panel("Lookups without the store", "Share of session lookups that the hot cache answers alone.", "percentunit",
           {"": share("gateway_hot_cache_total", 'outcome="hit"')}, "stat", 6),
     Panel("Failed operations", "Share of store operations that fail.", "percentunit",
-          {"": share("gateway_store_operations_total", 'outcome="failed"', 'outcome!="conflict"')}, "stat", 6),
+          {"": share("gateway_store_operations_total", 'outcome="failed"')}, "stat", 6),
     Panel("Replicas without the store", "Replicas whose breaker in front of the store is open.", "short",
           {"": breakers('dependency="store"', "dependency")}, "stat", 6),
     Panel("Sessions in memory", "Sessions in the hot caches; one that several replicas hold counts for each.", "short",
@@ -128,7 +134,7 @@ STORE_AND_CACHE = [
     Panel("Breaker by replica", "1: this replica has no connection to the store. One alone: its network.", "short",
           {"{{instance}}": breakers('dependency="store"', "instance")}),
     Panel("Store operations", "What Redis has to serve. A walk is an operator's revocation.", "ops",
-          {"{{operation}}": rate("gateway_store_operations_total", "operation", 'outcome!="conflict"')}),
+          {"{{operation}}": rate("gateway_store_operations_total", "operation")}),
     Panel("Failures by operation", "Writes alone: Redis is read-only or full. Loads alone: records cannot be read.",
           "ops", {"{{operation}}": rate("gateway_store_operations_total", "operation", 'outcome="failed"')}),
     Panel("p99 of store operations", "As the gateway sees it, waiting for a connection included.", "s",
@@ -137,6 +143,8 @@ STORE_AND_CACHE = [
           {"{{path}}": quantile(0.99, "gateway_revocation_seconds", "path")}),
     Panel("How ends are heard", "revalidation: no message came, the store was asked. Often: replicas are not heard.",
           "ops", {"{{path}}": rate("gateway_revocation_seconds_count", "path")}),
+    Panel("Replicas that hear the others", "0: this replica asks the store again after revocation_staleness.", "short",
+          {"{{instance}}": of("gateway_hears_invalidations")}),
     Panel("Writes that wait for a replica of Redis", "late: a failover now may forget a session or its end.", "ops",
           {"{{outcome}}": rate("gateway_store_replication_total", "outcome")}),
 ]

@@ -41,7 +41,7 @@ impl Doors {
     pub(super) async fn are_blocked(&self) {
         let mut blocked = self.blocked.subscribe();
         if blocked.wait_for(Option::is_some).await.is_err() {
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         }
     }
 

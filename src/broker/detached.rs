@@ -8,6 +8,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::task::JoinHandle;
 
 use super::Broker;
+use crate::telemetry::trace::carried;
 
 /// Where detached work runs, and how much of it is under way.
 pub(super) struct Detached {
@@ -35,6 +36,7 @@ impl Broker {
     pub(super) fn go_on<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.detached.under_way.fetch_add(1, Ordering::AcqRel);
         let under_way = UnderWay(self.detached.under_way.clone());
+        let work = carried(work);
         self.detached.runtime.spawn(async move {
             let done = work.await;
             drop(under_way);

@@ -203,9 +203,11 @@ impl Broker {
         }
     }
 
-    /// Tells the metrics how much the hot cache holds.
-    pub fn report_size(&self) {
-        self.store.report_size();
+    /// Tells the metrics what can only be known when somebody asks.
+    pub async fn report(&self) {
+        self.identity.report();
+        self.metrics.store_reachable.set(self.ready().await.is_ok().into());
+        self.store.report();
     }
 
     fn reassert_ends_behind(self: &Arc<Self>) {

@@ -31,14 +31,19 @@ impl Broker {
     /// When it is not believed, or the store does not take its work: then it has to come again.
     pub async fn deliver(self: &Arc<Self>, tenant: &TenantId, delivery: &Delivery<'_>) -> Result<(), GatewayError> {
         let webhook = &*self.webhook_of(tenant)?;
-        let event = webhook.believe(tenant, delivery, self.clock.now()).inspect_err(|_| {
-            self.metrics.webhooks.count(WebhookEvent::Other, WebhookOutcome::Refused);
-        })?;
+        let event = webhook.believe(tenant, delivery, self.clock.now());
+        let event = event.map_err(|disbelief| self.disbelieve(disbelief.into()))?;
         let outcome = self.take(tenant, webhook, &event).await;
         let label = *outcome.as_ref().unwrap_or(&WebhookOutcome::Failed);
         self.metrics.webhooks.count(event.kind, label);
         tracing::info!(%tenant, event = event.kind.text(), outcome = label.text(), "a webhook event came");
         outcome.map(drop)
+    }
+
+    /// Counts a delivery that is not believed, and says why it is not.
+    pub fn disbelieve(&self, why: GatewayError) -> GatewayError {
+        self.metrics.webhooks.count(WebhookEvent::Other, WebhookOutcome::Refused);
+        why
     }
 
     async fn take(

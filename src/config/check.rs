@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::sections::{CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, TenantSection};
 use super::store::{RedisSection, RedisTopology, SealSection, StoreKind};
-use super::{Config, Secret};
+use super::{Config, Secret, TracesSection};
 
 /// Every contradiction, as key and message.
 pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
@@ -55,6 +55,7 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         check_seal(&config.store.seal, &mut fault);
     }
     check_webhook_secrets(config, &mut fault);
+    check_traces(&config.traces, &mut fault);
     for (tenant, section) in &config.tenants {
         check_tenant(section, &mut |key, message| fault(&format!("tenants.{tenant}.{key}"), message));
     }
@@ -94,6 +95,16 @@ fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(
     }
     if cookie.insecure_loopback && cookie.same_site == SameSite::None {
         fault("cookie.same_site", "`none` needs a Secure cookie: browsers drop it otherwise");
+    }
+}
+
+fn check_traces(traces: &TracesSection, fault: &mut impl FnMut(&str, &str)) {
+    let is_address = |url: &String| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if traces.otlp_endpoint.as_ref().is_some_and(|url| !is_address(url)) {
+        fault("traces.otlp_endpoint", "expected http:// or https://, as in http://127.0.0.1:4318/v1/traces");
+    }
+    if !(0.0..=1.0).contains(&traces.sample) {
+        fault("traces.sample", "expected a share from 0 to 1");
     }
 }
 

@@ -5,6 +5,7 @@ pub mod routes;
 pub mod secret;
 pub mod sections;
 pub mod store;
+pub mod traces;
 pub mod webhook;
 
 mod check;
@@ -20,6 +21,7 @@ use serde_json::Value;
 pub use secret::Secret;
 pub use sections::*;
 pub use store::*;
+pub use traces::TracesSection;
 pub use webhook::WebhookSection;
 
 use crate::session::TenantId;
@@ -268,6 +270,7 @@ mod tests {
             ("hot_cache:".into(), 1),
             ("limits:".into(), 1),
             ("log:".into(), 1),
+            ("traces:".into(), 1),
             ("admin:".into(), 1),
         ] {
             for key in accepted_keys(&section, depth) {

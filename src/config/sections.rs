@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::routes::RouteRule;
 use super::secret::Secret;
 use super::store::{HotCacheSection, StoreSection};
+use super::traces::TracesSection;
 use super::webhook::WebhookSection;
 use crate::session::TenantId;
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub log: LogSection,
     /// The operators' listener.
     pub admin: AdminSection,
+    /// Which requests are traced.
+    pub traces: TracesSection,
     /// Verdicts for other proxies.
     pub forward_auth: ForwardAuthSection,
     /// The files that secrets were read from.

@@ -63,7 +63,8 @@ impl Admin {
                 (false, Ok(())) => said(200, "ok"),
             },
             ("GET" | "HEAD", "/metrics") => {
-                self.broker.report_size();
+                self.metrics.draining.set(self.draining.load(Ordering::Acquire).into());
+                self.broker.report().await;
                 Answer::text(200, "text/plain; version=0.0.4", self.metrics.render())
             }
             ("GET" | "HEAD", _) => Answer::problem(&GatewayError::UnknownRoute),

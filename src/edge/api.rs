@@ -19,6 +19,7 @@ use crate::broker::{Credential, Demand, Permit};
 use crate::config::routes::{Access, RouteLimit};
 use crate::error::GatewayError;
 use crate::session::Transport;
+use crate::telemetry::trace::{SpanKind, spanned};
 
 /// A request that asks to pass to the API.
 pub(super) struct Asked<'a> {
@@ -56,7 +57,7 @@ impl Gateway {
         let client = address.and_then(headers::address);
         // A problem on the way down owes the page the same headers.
         let answer_headers = visit.cors.clone();
-        let passage = Passage { route, tenant: visit.tenant_id(), visits, client, answer_headers };
+        let passage = Passage { route, visit, visits, client, answer_headers };
         self.forward(http, passage, permit, upload).await
     }
 
@@ -100,7 +101,11 @@ impl Gateway {
             visits: &named,
             safe,
         };
-        let permit = self.broker.authenticate(&demand, credential.as_ref()).await?;
+        let authenticate = || self.broker.authenticate(&demand, credential.as_ref());
+        let permit = match visit.span {
+            None => authenticate().await?,
+            Some(_) => Box::pin(spanned(("authenticate", ""), SpanKind::Internal, authenticate())).await?,
+        };
         Ok((permit, visits.into_iter().map(Cow::into_owned).collect()))
     }
 

@@ -19,11 +19,11 @@ use super::repeats::Repeat;
 use super::route::ApiRoute;
 use super::upload::{Upload, send_piece};
 use super::upstream::Line;
-use super::{Ended, Gateway};
+use super::{Ended, Gateway, Visit};
 use crate::broker::{Demand, Permit, is_expiry_fault};
 use crate::config::routes::OnSuccess;
 use crate::error::GatewayError;
-use crate::session::TenantId;
+use crate::telemetry::trace::Span;
 
 /// What of a 401 is read to learn whether it means an expired token, in bytes.
 const MOST_REFUSAL_BYTES: usize = 8 * 1024;
@@ -32,9 +32,9 @@ const MOST_REFUSAL_BYTES: usize = 8 * 1024;
 const MOST_STALE: usize = 3;
 
 /// A request that may pass, and how.
-pub(super) struct Passage<'p> {
+pub(super) struct Passage<'p, 'g> {
     pub(super) route: &'p ApiRoute,
-    pub(super) tenant: Option<&'p TenantId>,
+    pub(super) visit: &'p mut Visit<'g>,
     /// The ids of visits that the request names.
     pub(super) visits: Vec<String>,
     pub(super) client: Option<HeaderValue>,
@@ -42,10 +42,10 @@ pub(super) struct Passage<'p> {
     pub(super) answer_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Passage<'_> {
+impl Passage<'_, '_> {
     fn demand<'d>(&'d self, visits: &'d [&'d str]) -> Demand<'d> {
         Demand {
-            tenant: self.tenant,
+            tenant: self.visit.tenant_id(),
             access: self.route.access,
             inject: self.route.inject,
             saas_token: self.route.saas_token,
@@ -77,7 +77,7 @@ impl Gateway {
     pub(super) async fn forward(
         &self,
         http: &mut ServerSession,
-        passage: Passage<'_>,
+        mut passage: Passage<'_, '_>,
         mut permit: Permit,
         mut upload: Upload,
     ) -> Result<Ended, GatewayError> {
@@ -100,14 +100,14 @@ impl Gateway {
                 Refusal::Mended(fresh, leave) => (permit, renewed, repeat) = (fresh, true, Some(leave)),
             }
         };
-        self.relay(http, line, &passage, &permit, upload, body).await
+        self.relay(http, line, &mut passage, &permit, upload, body).await
     }
 
     /// Finds out what a 401 means, and renews the token where that mends it.
     async fn understand(
         &self,
         mut line: Line,
-        passage: &Passage<'_>,
+        passage: &Passage<'_, '_>,
         permit: &Permit,
     ) -> Result<Refusal<'_>, GatewayError> {
         let (body, complete) = read_refusal(&mut line).await?;
@@ -128,11 +128,12 @@ impl Gateway {
     async fn first_head(
         &self,
         http: &mut ServerSession,
-        passage: &Passage<'_>,
+        passage: &Passage<'_, '_>,
         permit: &Permit,
         upload: &mut Upload,
     ) -> Result<Line, Failure> {
         let started = Instant::now();
+        let mut span = passage.visit.child_span("upstream");
         let repeatable = upload.is_replayable() && is_idempotent(&http.req_header().method);
         for _ in 0..MOST_STALE {
             let mut line = self.upstream.connect(passage.route.read_timeout).await.map_err(Failure::Other)?;
@@ -144,6 +145,7 @@ impl Gateway {
                     host: self.upstream.host(),
                     client: passage.client.as_ref(),
                     secure: is_secure(http),
+                    trace: span.as_ref().map(Span::context),
                     upgrade: headers::asks_for_websocket(http.req_header()),
                     body: upload.framing(),
                 },
@@ -151,6 +153,11 @@ impl Gateway {
             .map_err(Failure::Other)?;
             match converse(http, &mut line, head, upload).await {
                 Ok(()) => {
+                    let status = line.session.get_status();
+                    if let (Some(span), Some(status)) = (&mut span, status) {
+                        span.note("status", status.as_str());
+                        span.settle(status.is_server_error());
+                    }
                     self.metrics.upstream_seconds.record(passage.route.class(), started.elapsed());
                     return Ok(line);
                 }
@@ -166,7 +173,7 @@ impl Gateway {
         &self,
         http: &mut ServerSession,
         mut line: Line,
-        passage: &Passage<'_>,
+        passage: &mut Passage<'_, '_>,
         permit: &Permit,
         mut upload: Upload,
         read_already: Vec<Bytes>,
@@ -188,6 +195,7 @@ impl Gateway {
         let ended = if streams {
             let mut leash = (!permit.is_shared()).then(|| Leash::new(self, permit));
             line.session.read_timeout = Some(self.upstream.stream_idle_timeout());
+            passage.visit.streams_since = Some(Instant::now());
             self.metrics.open_streams.inc();
             let ended = if upgraded {
                 Box::pin(tunnel(http, &mut line, leash.as_mut())).await
@@ -221,7 +229,7 @@ impl Gateway {
         &self,
         http: &ServerSession,
         upstream: &ResponseHeader,
-        passage: &Passage<'_>,
+        passage: &Passage<'_, '_>,
         permit: &Permit,
         upgraded: bool,
     ) -> Result<ResponseHeader, GatewayError> {

@@ -15,6 +15,7 @@ use super::slots::{SAAS_TOKEN, value_of};
 use crate::broker::Permit;
 use crate::error::GatewayError;
 use crate::session::Handle;
+use crate::telemetry::trace::{Context, TRACEPARENT, TRACESTATE};
 
 const LEGAL_ENTITY: HeaderName = HeaderName::from_static("legal-entity-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -55,6 +56,8 @@ pub(super) struct Outgoing<'o> {
     pub(super) secure: bool,
     pub(super) upgrade: bool,
     pub(super) body: Framing,
+    /// Its place in a trace, where that is ours to say.
+    pub(super) trace: Option<&'o Context>,
 }
 
 /// What would let a request be another one than the one that was authorised, or come from elsewhere.
@@ -104,6 +107,12 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     let authority = || HeaderValue::from_str(client.uri.authority()?.as_str()).ok();
     if let Some(host) = client.headers.get(HOST).cloned().or_else(authority) {
         head.try_append(X_FORWARDED_HOST, host).map_err(fits)?;
+    }
+    if let Some(trace) = with.trace {
+        head.insert(TRACEPARENT, trace.traceparent());
+        if !trace.keeps_state() {
+            head.remove(TRACESTATE);
+        }
     }
     match with.body {
         Framing::None => {}
@@ -172,7 +181,7 @@ pub(super) fn address(address: IpAddr) -> Option<HeaderValue> {
 }
 
 /// Whether a handle stands anywhere in a field: it is the client's and ours, and no business of the API.
-fn carries_handle(value: &[u8]) -> bool {
+pub(super) fn carries_handle(value: &[u8]) -> bool {
     value.len() >= Handle::LEAST_BYTES
         && memchr::memmem::find_iter(value, b"eg_").any(|at| {
             let end = (at + Handle::MOST_BYTES).min(value.len());

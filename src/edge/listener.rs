@@ -17,6 +17,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 
+use super::headers::carries_handle;
 use super::respond::Answer;
 use super::visit::Visit;
 use super::{CurrentGateway, Ended, Gateway, is_registered};
@@ -153,17 +154,21 @@ impl Gateway {
         http.set_keepalive(may_stay.then_some(KEEPALIVE_SECONDS));
 
         let mut visit = Visit::new();
+        visit.span = self.tracer.as_ref().and_then(|tracer| tracer.request(&http.req_header().headers, carries_handle));
         let ended = match &http.req_header().method {
             &Method::CONNECT | &Method::TRACE => Err(GatewayError::MethodNotAllowed),
             method if !is_registered(method) => Err(GatewayError::MethodNotAllowed),
-            _ => self.request_filter(&mut http, &mut visit).await,
+            _ => match visit.span.as_ref().map(|span| span.context().clone()) {
+                None => self.request_filter(&mut http, &mut visit).await,
+                Some(place) => Box::pin(place.around(self.request_filter(&mut http, &mut visit))).await,
+            },
         };
         let ended = match ended {
             Ok(ended) => ended,
             Err(error) if final_head(&http).is_none() => Box::pin(self.problem(&mut http, &mut visit, &error)).await,
             Err(_) => Ended::Aborted,
         };
-        self.finished(&http, &visit, &ended, started);
+        self.finished(&http, &mut visit, &ended, started);
         drop(under_way);
         if matches!(ended, Ended::Aborted) {
             http.shutdown().await;

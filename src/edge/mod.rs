@@ -41,7 +41,8 @@ use crate::clock::Clock;
 use crate::config::{Config, ForwardAuthSection, LimitsSection, TenantSection};
 use crate::error::GatewayError;
 use crate::session::TenantId;
-use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::{Census, Label, Metrics, Outcome, RouteClass};
 use drain::Drain;
 use limits::Limits;
 use listener::final_head;
@@ -67,6 +68,8 @@ pub struct Gateway {
     log_access: bool,
     metrics: Arc<Metrics>,
     forward_auth: ForwardAuthSection,
+    /// Absent where nothing is traced.
+    tracer: Option<Tracer>,
     under_way: Arc<Census>,
     /// Requests that are being repeated with renewed tokens.
     repeats: Arc<Repeats>,
@@ -82,6 +85,7 @@ struct Standing {
     repeats: Arc<Repeats>,
     drain: Arc<Drain>,
     metrics: Arc<Metrics>,
+    tracer: Option<Tracer>,
 }
 
 /// The gateway by the configuration that holds now. A request is served to its end by the one that it began with.
@@ -105,6 +109,7 @@ impl Gateway {
         broker: Arc<Broker>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        tracer: Option<Tracer>,
     ) -> Result<Self, String> {
         let upstream =
             Upstream::new(&config.upstream, config.listen.threads).ok_or("upstream.base_url cannot be used")?;
@@ -117,6 +122,7 @@ impl Gateway {
             repeats: Arc::default(),
             drain: Arc::default(),
             metrics,
+            tracer,
         };
         Self::of(config, standing)
     }
@@ -134,6 +140,7 @@ impl Gateway {
             repeats: self.repeats.clone(),
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
+            tracer: self.tracer.clone(),
         };
         Self::of(config, standing)
     }
@@ -146,7 +153,7 @@ impl Gateway {
         };
         let hosts =
             config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
-        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics } = standing;
+        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics, tracer } = standing;
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)?,
@@ -159,6 +166,7 @@ impl Gateway {
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
+            tracer,
             forward_auth: config.forward_auth.clone(),
             under_way,
             repeats,
@@ -289,6 +297,7 @@ impl Gateway {
     fn refusal(&self, visit: &mut Visit<'_>, error: &GatewayError) -> Answer {
         let (code, route, tenant) = (error.code(), visit.class_text(), visit.tenant_text());
         if error.status() >= 500 {
+            visit.at_fault = !error.is_of_emporix();
             tracing::warn!(code, route, tenant, %error, "request failed");
         } else {
             tracing::debug!(code, route, tenant, "request refused");
@@ -300,18 +309,28 @@ impl Gateway {
         }
     }
 
-    fn finished(&self, http: &ServerSession, visit: &Visit<'_>, ended: &Ended, started: Instant) {
+    fn finished(&self, http: &ServerSession, visit: &mut Visit<'_>, ended: &Ended, started: Instant) {
         let status = final_head(http).map_or(0, |head| head.status.as_u16());
         let outcome = match (ended, status) {
             (_, 101) => Outcome::Success,
             (Ended::Aborted, _) => Outcome::Aborted,
             (_, ..400) => Outcome::Success,
             (_, 400..500) => Outcome::ClientError,
-            _ => Outcome::ServerError,
+            _ if visit.at_fault => Outcome::ServerError,
+            _ => Outcome::UpstreamError,
         };
         let elapsed = started.elapsed();
+        let served_in = visit.streams_since.map_or(elapsed, |since| since - started);
         self.metrics.requests.count(visit.class, outcome);
-        self.metrics.request_seconds.record(visit.class, elapsed);
+        self.metrics.request_seconds.record(visit.class, served_in);
+        let (route, tenant) = (visit.class_text(), visit.tenant_text());
+        if let Some(span) = &mut visit.span {
+            span.note("route", route);
+            span.note("tenant", tenant);
+            span.note("outcome", outcome.text());
+            span.note("status", status.to_string());
+            span.settle(matches!(outcome, Outcome::ServerError | Outcome::UpstreamError));
+        }
         if self.log_access {
             let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
             // A method of the client's own invention may hold anything.
@@ -319,7 +338,7 @@ impl Gateway {
                 known if is_registered(known) => known.as_str(),
                 _ => "other",
             };
-            tracing::info!(method, route = visit.class_text(), tenant = visit.tenant_text(), status, millis, "request");
+            tracing::info!(method, route, tenant, status, millis, "request");
         }
     }
 }

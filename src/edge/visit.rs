@@ -2,6 +2,7 @@
 //! Names that contradict each other are refused; addresses are believed of trusted proxies only.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use http::HeaderMap;
 use http::header::{HOST, HeaderName, HeaderValue};
@@ -15,6 +16,7 @@ use super::{Gateway, proof};
 use crate::config::TransportMode;
 use crate::error::GatewayError;
 use crate::session::{TenantId, Transport};
+use crate::telemetry::trace::{Span, SpanKind};
 use crate::telemetry::{Label, RouteClass};
 
 const EMPORIX_TENANT: HeaderName = HeaderName::from_static("emporix-tenant");
@@ -44,11 +46,30 @@ pub(super) struct Visit<'g> {
     /// Whether the cookie is the credential, and so what a session that is gone expires.
     pub(super) by_cookie: bool,
     pub(super) cors: Vec<(HeaderName, HeaderValue)>,
+    /// Whether the gateway, and not Emporix, is to blame for a 5xx.
+    pub(super) at_fault: bool,
+    /// When its answer became a stream: what it lasts from then on says nothing of how fast it was served.
+    pub(super) streams_since: Option<Instant>,
+    /// Its span, where its trace is sampled.
+    pub(super) span: Option<Span>,
 }
 
 impl<'g> Visit<'g> {
     pub(super) const fn new() -> Self {
-        Self { class: RouteClass::None, tenant: None, by_cookie: false, cors: Vec::new() }
+        Self {
+            class: RouteClass::None,
+            tenant: None,
+            by_cookie: false,
+            cors: Vec::new(),
+            at_fault: false,
+            streams_since: None,
+            span: None,
+        }
+    }
+
+    /// The span of something that the request waits for.
+    pub(super) fn child_span(&self, name: &'static str) -> Option<Span> {
+        self.span.as_ref()?.context().child((name, ""), SpanKind::Client)
     }
 
     pub(super) fn class_text(&self) -> &'static str {

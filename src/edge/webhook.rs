@@ -23,7 +23,7 @@ impl Gateway {
         let [signature, published, event_type] =
             ["emporix-event-signature", "emporix-event-publish-time", "emporix-event-type"]
                 .map(|name| sole(headers, name));
-        let signature = signature.ok_or(GatewayError::SignatureInvalid)?;
+        let signature = signature.ok_or_else(|| self.broker.disbelieve(GatewayError::SignatureInvalid))?;
         let body = self.read_json(http).await?;
         let delivery = Delivery {
             signature: text(&signature),

@@ -68,7 +68,7 @@ impl Breakers {
                 let seconds = state.opens_at.since(now).as_millis().div_ceil(1_000);
                 Some(IdentityError::RateLimited { retry_after: u64::try_from(seconds).ok() })
             }
-            () if now < state.opens_at || state.probing => Some(IdentityError::HeldBack),
+            () if state.holds_back(now) => Some(IdentityError::HeldBack),
             () => None,
         };
         if let Some(refusal) = refusal {
@@ -78,6 +78,23 @@ impl Breakers {
         let probes = state.outages >= MOST_OUTAGES;
         state.probing = probes;
         Ok(Leave { breakers: self, breaker, call, probes, settled: false })
+    }
+
+    /// Tells the metrics how many of each kind hold calls back now, over all tenants.
+    pub(super) fn report(&self) {
+        let now = self.clock.now();
+        for call in EmporixCall::ALL {
+            let of_kind = self.breakers.values().filter_map(|breakers| breakers.get(call.index()));
+            let open = of_kind.filter(|breaker| lock(breaker).holds_back(now)).count();
+            self.metrics.breakers_open.set(dependency(*call), open);
+        }
+    }
+}
+
+impl Breaker {
+    /// Whether a call would be refused now. A pause that is over holds nobody back, though no call came to prove it.
+    fn holds_back(&self, now: Timestamp) -> bool {
+        now < self.opens_at || self.probing
     }
 }
 
@@ -195,6 +212,27 @@ mod tests {
         clock.advance(OPEN_FOR.0);
         drop(breakers.ask(&acme, EmporixCall::Refresh).unwrap());
         assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
+    }
+
+    #[test]
+    fn it_is_told_of_as_open_only_while_it_holds_calls_back() {
+        let (breakers, clock, acme) = breakers();
+        let open = || {
+            breakers.report();
+            let text = String::from_utf8(breakers.metrics.render()).unwrap();
+            ["refresh", "login"].map(|kind| text.contains(&format!("breakers_open{{dependency=\"{kind}\"}} 1")))
+        };
+        for _ in 0..MOST_OUTAGES {
+            assert_eq!(open(), [false, false]);
+            breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&OUTAGE);
+        }
+        assert_eq!(open(), [true, false]);
+        clock.advance(OPEN_FOR.0);
+        assert_eq!(open(), [false, false], "nobody calls, and nobody would be refused");
+        let probe = breakers.ask(&acme, EmporixCall::Refresh).unwrap();
+        assert_eq!(open(), [true, false], "the others wait for the probe");
+        probe.settle(&Ok(()));
+        assert_eq!(open(), [false, false]);
     }
 
     #[test]

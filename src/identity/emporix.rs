@@ -17,7 +17,8 @@ use super::breaker::Breakers;
 use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued};
 use crate::clock::Clock;
 use crate::session::{SiteContext, TenantId, Token};
-use crate::telemetry::{CallOutcome, EmporixCall, Metrics};
+use crate::telemetry::trace::{self, SpanKind, spanned};
+use crate::telemetry::{CallOutcome, EmporixCall, Label, Metrics};
 
 /// How long after its time an answer is still looked for: one that came while this process stood still lies unread, and
 /// may hold the only valid token.
@@ -107,8 +108,11 @@ impl Emporix {
         let queue = self.queues.get(tenant).ok_or(IdentityError::Failed("an unknown tenant"))?;
         let _turn = queue.turn().await?;
         let started = Instant::now();
-        let answer = within(self.timeout, self.exchange(request)).await;
-        let answer = answer.unwrap_or(Err(IdentityError::Unknown("no answer in time")));
+        let exchange = async {
+            let answer = within(self.timeout, self.exchange(request)).await;
+            answer.unwrap_or(Err(IdentityError::Unknown("no answer in time")))
+        };
+        let answer = spanned(("emporix", call.text()), SpanKind::Client, exchange).await;
         leave.settle(&answer);
         self.metrics.emporix_seconds.record(call, started.elapsed());
         let outcome = match &answer {
@@ -133,6 +137,9 @@ impl Emporix {
         }
         if let Some(session_id) = call.session_id {
             request = request.header("session-id", session_id);
+        }
+        for (name, value) in trace::headers() {
+            request = request.header(name, value);
         }
         if let Some(body) = call.body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
@@ -233,6 +240,10 @@ pub(super) async fn read_bounded(mut answer: Response, most: usize) -> Result<Ve
 
 #[async_trait]
 impl IdentityProvider for Emporix {
+    fn report(&self) {
+        self.breakers.report();
+    }
+
     async fn anonymous_login(&self, tenant: &TenantId, site: &SiteContext) -> Result<Issued, IdentityError> {
         let query = [
             ("tenant", Some(tenant.as_str())),

@@ -155,6 +155,9 @@ impl IdentityError {
 /// Issues, renews and revokes tokens. No implementation repeats a call on its own.
 #[async_trait]
 pub trait IdentityProvider: Send + Sync + 'static {
+    /// Tells the metrics what can only be known when somebody asks.
+    fn report(&self) {}
+
     /// Tokens for a new visit.
     async fn anonymous_login(&self, tenant: &TenantId, site: &SiteContext) -> Result<Issued, IdentityError>;
 

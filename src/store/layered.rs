@@ -15,7 +15,8 @@ use super::{Alias, Invalidation, Saved, SessionStore, StoreError};
 use crate::clock::{Clock, Timestamp};
 use crate::config::HotCacheSection;
 use crate::session::{LifeLimits, ReadySession, Session, SessionKey};
-use crate::telemetry::{CacheOutcome, Metrics, RevocationPath, StoreOperation, StoreOutcome};
+use crate::telemetry::trace::{SpanKind, spanned};
+use crate::telemetry::{CacheOutcome, Label, Metrics, RevocationPath, StoreOperation, StoreOutcome};
 
 /// How long a tombstone stands: longer than any write that was under way can last.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -200,7 +201,7 @@ impl LayeredStore {
         let now = self.clock.now();
         let ticket = self.hot.begin(&session.key);
         let life = session.expires_at(&self.limits).since(now).max(Duration::from_secs(1));
-        let saved = match self.timed(StoreOperation::Save, self.store.save(session, life)).await {
+        let saved = match self.judged(StoreOperation::Save, self.store.save(session, life), outcome_of).await {
             Ok(saved) => saved,
             Err(error) => {
                 // It may have been stored all the same.
@@ -217,7 +218,7 @@ impl LayeredStore {
                 }
                 return Ok((saved, Some(ready)));
             }
-            Saved::Conflict => self.metrics.store.count(StoreOperation::Save, StoreOutcome::Conflict),
+            Saved::Conflict => {}
             Saved::Ended => self.hot.forget(&session.key),
         }
         Ok((saved, None))
@@ -294,8 +295,9 @@ impl LayeredStore {
         &self.limits
     }
 
-    /// Tells the metrics how much the hot cache holds.
-    pub fn report_size(&self) {
+    /// Tells the metrics how much the hot cache holds, and whether other replicas are heard.
+    pub fn report(&self) {
+        self.metrics.hears_invalidations.set(self.store.hears_invalidations().into());
         let (sessions, bytes) = self.hot.size();
         self.metrics.hot_cache_sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));
         self.metrics.hot_cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -314,11 +316,27 @@ impl LayeredStore {
         operation: StoreOperation,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
+        self.judged(operation, work, |_| StoreOutcome::Success).await
+    }
+
+    /// The same of work whose success has more than one name.
+    async fn judged<T>(
+        &self,
+        operation: StoreOperation,
+        work: impl Future<Output = Result<T, StoreError>>,
+        judge: fn(&T) -> StoreOutcome,
+    ) -> Result<T, StoreError> {
         let started = Instant::now();
-        let result = work.await;
+        let result = spanned(("store", operation.text()), SpanKind::Client, work).await;
         self.metrics.store_seconds.record(operation, started.elapsed());
-        let outcome = if result.is_ok() { StoreOutcome::Success } else { StoreOutcome::Failed };
-        self.metrics.store.count(operation, outcome);
+        self.metrics.store.count(operation, result.as_ref().map_or(StoreOutcome::Failed, judge));
         result
+    }
+}
+
+const fn outcome_of(saved: &Saved) -> StoreOutcome {
+    match saved {
+        Saved::Conflict => StoreOutcome::Conflict,
+        Saved::Stored(_) | Saved::Ended => StoreOutcome::Success,
     }
 }

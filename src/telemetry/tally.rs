@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
-use prometheus::{Opts, Registry};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use thread_local::ThreadLocal;
 
 use super::Label;
@@ -70,6 +70,20 @@ impl Census {
     }
 }
 
+/// A kind of metric: how it is declared.
+pub(super) trait Kind: Sized {
+    /// Declares a metric by name and help, with a name for each of its labels.
+    fn register(registry: &Registry, said: (&str, &str), labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+impl Kind for IntGauge {
+    fn register(registry: &Registry, (name, help): (&str, &str), _: &[&str]) -> prometheus::Result<Self> {
+        let gauge = Self::new(name, help)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+}
+
 /// A family of series, as Prometheus collects it.
 struct Family {
     desc: Desc,
@@ -123,11 +137,15 @@ impl Collector for Registered {
     }
 }
 
-fn pair(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
+/// A series for each value of the label `A`, which the first of `names` is the name of.
+fn series<A: Label>(names: &[&str]) -> Vec<Vec<LabelPair>> {
+    let series = A::ALL.iter().map(|value| {
+        let mut pair = LabelPair::default();
+        pair.set_name(names[0].to_owned());
+        pair.set_value(value.text().to_owned());
+        vec![pair]
+    });
+    series.collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
@@ -142,13 +160,14 @@ fn read_counter(tally: &Tally, series: usize) -> proto::Metric {
 /// One counter for each value of a label.
 pub struct Counters<A>(Registered, PhantomData<A>);
 
-impl<A: Label> Counters<A> {
-    pub(super) fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
-        let labels = A::ALL.iter().map(|value| vec![pair(label, value.text())]).collect();
+impl<A: Label> Kind for Counters<A> {
+    fn register(registry: &Registry, said: (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
         let counter = (MetricType::COUNTER, 1, read_counter as fn(&Tally, usize) -> _);
-        Ok(Self(Registered::new(registry, (name, help), labels, counter)?, PhantomData))
+        Ok(Self(Registered::new(registry, said, series::<A>(labels), counter)?, PhantomData))
     }
+}
 
+impl<A: Label> Counters<A> {
     /// Counts one.
     pub fn count(&self, value: A) {
         self.0.0.tally.add(value.index(), 1);
@@ -158,23 +177,45 @@ impl<A: Label> Counters<A> {
 /// One counter for each pair of values of two labels.
 pub struct CounterGrid<A, B>(Registered, PhantomData<(A, B)>);
 
-impl<A: Label, B: Label> CounterGrid<A, B> {
-    pub(super) fn register(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> prometheus::Result<Self> {
-        let pairs = A::ALL.iter().flat_map(|first| B::ALL.iter().map(move |second| (first, second)));
-        let labels = pairs.map(|(first, second)| vec![pair(labels[0], first.text()), pair(labels[1], second.text())]);
+impl<A: Label, B: Label> Kind for CounterGrid<A, B> {
+    fn register(registry: &Registry, said: (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
         let counter = (MetricType::COUNTER, 1, read_counter as fn(&Tally, usize) -> _);
-        Ok(Self(Registered::new(registry, (name, help), labels.collect(), counter)?, PhantomData))
+        let (first, second) = (series::<A>(labels), series::<B>(&labels[1..]));
+        let pairs = first.iter().flat_map(|first| second.iter().map(|second| [&first[..], second].concat()));
+        Ok(Self(Registered::new(registry, said, pairs.collect(), counter)?, PhantomData))
     }
+}
 
+impl<A: Label, B: Label> CounterGrid<A, B> {
     /// Counts one.
     pub fn count(&self, first: A, second: B) {
         self.0.0.tally.add(first.index() * B::ALL.len() + second.index(), 1);
     }
 }
 
+/// One gauge for each value of a label.
+pub struct Gauges<A>(Vec<IntGauge>, PhantomData<A>);
+
+impl<A: Label> Kind for Gauges<A> {
+    fn register(registry: &Registry, (name, help): (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
+        let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self(A::ALL.iter().map(|value| family.with_label_values(&[value.text()])).collect(), PhantomData))
+    }
+}
+
+impl<A: Label> Gauges<A> {
+    /// Says how many there are now.
+    pub fn set(&self, value: A, now: usize) {
+        self.0[value.index()].set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+}
+
 /// Upper bounds of a timer's buckets, in microseconds.
-const BOUNDS: [u64; 12] =
-    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+const BOUNDS: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    30_000_000,
+];
 
 /// Cells of one timer: its buckets, what is beyond them, and the sum in microseconds.
 const CELLS: usize = BOUNDS.len() + 2;
@@ -182,13 +223,14 @@ const CELLS: usize = BOUNDS.len() + 2;
 /// One histogram of seconds for each value of a label.
 pub struct Timers<A>(Registered, PhantomData<A>);
 
-impl<A: Label> Timers<A> {
-    pub(super) fn register(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<Self> {
-        let labels = A::ALL.iter().map(|value| vec![pair(label, value.text())]).collect();
+impl<A: Label> Kind for Timers<A> {
+    fn register(registry: &Registry, said: (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
         let timer = (MetricType::HISTOGRAM, CELLS, read_timer as fn(&Tally, usize) -> _);
-        Ok(Self(Registered::new(registry, (name, help), labels, timer)?, PhantomData))
+        Ok(Self(Registered::new(registry, said, series::<A>(labels), timer)?, PhantomData))
     }
+}
 
+impl<A: Label> Timers<A> {
     /// Records one duration.
     pub fn record(&self, value: A, elapsed: Duration) {
         let micros = u64::try_from(elapsed.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);

@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("config", &["session"]),
     ("error", &["store", "identity"]),
     ("clock", &[]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "clock"]),
 ];
 
 /// What `main` may import from the library.
@@ -23,7 +23,7 @@ const CRATES: [(&str, &[&str]); 5] = [
     ("pingora", &["edge", "app"]),
     ("redis", &["store"]),
     ("moka", &["store", "edge/limits.rs", "broker/flights.rs", "broker/adopt.rs"]),
-    ("reqwest", &["identity", "app", "main/sessions.rs"]),
+    ("reqwest", &["identity", "app", "main/sessions.rs", "telemetry/otlp.rs"]),
     ("jsonwebtoken", &["session/saas_token.rs", "identity/keys.rs"]),
 ];
 

@@ -58,7 +58,11 @@ async fn health_is_told_on_the_admin_listener_and_nothing_of_it_on_the_public_on
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_without_its_store_lives_but_is_not_ready_until_the_store_is_back() {
     let world = World::builder().redis().start().await;
+    let says = |series: &str| world.gateway().metric(series) >= 1.0;
+    let open = r#"gateway_breakers_open{dependency="store"}"#;
     eventually("it is ready", async || admin(&world, "/readyz").0 == 200).await;
+    eventually("it hears", async || says("gateway_hears_invalidations") && says("gateway_store_reachable")).await;
+    assert!(!says(open) && !says("gateway_draining"));
     world.redis().kill();
     let asked = Instant::now();
     assert_eq!(admin(&world, "/readyz").0, 503);
@@ -66,8 +70,32 @@ async fn a_replica_without_its_store_lives_but_is_not_ready_until_the_store_is_b
     for path in ["/livez", "/healthz", "/startupz"] {
         assert_eq!(admin(&world, path).0, 200, "{path}: a restart would not bring Redis back");
     }
+    eventually("its breaker opens", async || says(open)).await;
+    assert!(!says("gateway_hears_invalidations") && !says("gateway_store_reachable"));
+    let refused = world.ask("POST /customer/acme/login").json(&crate::steps::john()).send().await;
+    assert_eq!(refused.status, 503);
+    assert!(says(r#"gateway_requests_total{outcome="server_error",route="login"}"#), "Emporix is not to blame");
     world.redis().restart().await;
     eventually("it is ready again", async || admin(&world, "/readyz").0 == 200).await;
+    eventually("it hears again", async || says("gateway_hears_invalidations") && !says(open)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_emporix_fails_at_is_not_counted_as_the_gateways_fault() {
+    let world = World::new().await;
+    for mode in ["status", "reset"] {
+        world.simulator.fault(json!({"operation": "api", "mode": mode, "status": 503})).await;
+        assert!(world.ask("GET /product/acme/products").send().await.status >= 502, "{mode}");
+        world.simulator.heal().await;
+    }
+    world.simulator.fault(json!({"operation": "login", "mode": "status", "status": 503})).await;
+    assert_eq!(world.ask("POST /customer/acme/login").json(&crate::steps::john()).send().await.status, 503);
+    let counted = |outcome: &str, route: &str| {
+        world.gateway().metric(&format!(r#"gateway_requests_total{{outcome="{outcome}",route="{route}"}}"#))
+    };
+    eventually("all are counted", async || counted("upstream_error", "login") == 1.0).await;
+    assert_eq!([counted("upstream_error", "guest"), counted("server_error", "guest")], [2.0, 0.0]);
+    assert_eq!(counted("server_error", "login"), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,6 +130,7 @@ async fn stopping_waits_for_the_request_under_way_and_then_ends_promptly() {
         eventually("the request is under way", async || world.simulator.calls("api").await == 1).await;
         world.gateway().stop();
         eventually("it says that it is draining", async || admin(&world, "/readyz").0 != 200).await;
+        assert_eq!(world.gateway().metric("gateway_draining"), 1.0);
     };
     tokio::join!(slow, stop);
     let waited = Instant::now();

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emporix_gateway::clock::{Clock, ShiftedClock, SystemClock, Timestamp};
-use emporix_gateway::config::{RedisSection, SealKeySection, SealSection, Secret};
+use emporix_gateway::config::{HotCacheSection, RedisSection, SealKeySection, SealSection, Secret};
 use emporix_gateway::session::{
     AnonymousHalf, CustomerHalf, Handle, HandleKind, LifeLimits, SaasToken, Scope, Session, SessionKey, SiteContext,
     TenantId, Token, TokenSet, Transport, Verified,
 };
+use emporix_gateway::store::layered::Change;
 use emporix_gateway::store::memory::MemoryStore;
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
 use emporix_gateway::store::{
-    Alias, Collision, Cursor, CustomerName, Intent, Lead, LeaseName, MOST_PER_CUSTOMER, NoteKind, NoteName, Owner,
-    Saved, SessionStore, Settled, Standing, StoreError,
+    Alias, Collision, Cursor, CustomerName, Intent, LayeredStore, Lead, LeaseName, MOST_PER_CUSTOMER, NoteKind,
+    NoteName, Owner, Saved, SessionStore, Settled, Standing, StoreError,
 };
 use emporix_gateway::telemetry::Metrics;
 
-use crate::world::{Redis, eventually};
+use tokio::runtime::Handle as Runtime;
+
+use crate::world::{Redis, eventually, metric};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_millis(300);
@@ -487,4 +490,26 @@ async fn a_full_embedded_store_lets_go_of_the_note_that_ends_first() {
         store.note(name, b"again", 9 * HOUR, Standing::Replace).await.unwrap();
     }
     assert!(store.noted(&two).await.unwrap().is_some(), "what is written again needs no room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_conflicts_is_counted_once() {
+    let (clock, metrics) = (Arc::new(SystemClock), Arc::new(Metrics::new().unwrap()));
+    let store = Arc::new(MemoryStore::new(clock.clone(), 10).unwrap());
+    let layered = LayeredStore::new(store.clone(), HotCacheSection::default(), LIMITS, clock, metrics.clone());
+    let session = session();
+    layered.create(&session).await.unwrap();
+    let mut others_write = Some(store.load(&session.key).await.unwrap().unwrap());
+    let updated = layered.update(&session.key, |_| {
+        if let Some(theirs) = others_write.take() {
+            tokio::task::block_in_place(|| Runtime::current().block_on(store.save(&theirs, HOUR)).unwrap());
+        }
+        Change::Save
+    });
+    updated.await.unwrap().unwrap();
+    let text = String::from_utf8(metrics.render()).unwrap();
+    let saves = ["success", "conflict"].map(|outcome| {
+        metric(&text, &format!(r#"gateway_store_operations_total{{operation="save",outcome="{outcome}"}}"#))
+    });
+    assert_eq!(saves, [2.0, 1.0]);
 }

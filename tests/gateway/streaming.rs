@@ -122,6 +122,25 @@ async fn events_arrive_one_by_one_and_not_at_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_stream_stays_open_says_nothing_of_how_fast_it_was_served() {
+    let world = World::new().await;
+    let customer = world.customer().await;
+    let ask = world.ask("GET /ai-service/acme/agentic/chat-stream?events=0").bearer(&customer.tokens.access);
+    let mut stream = ask.stream().await;
+    stream.chunk().await.unwrap().unwrap();
+    let open_for = Duration::from_millis(1_500);
+    tokio::time::sleep(open_for).await;
+    assert_eq!(world.ask("POST /_gateway/logout").bearer(&customer.tokens.access).send().await.status, 204);
+    let seconds = |what: &str| {
+        let classes =
+            ["visitor", "customer"].map(|route| format!("gateway_request_seconds_{what}{{route=\"{route}\"}}"));
+        classes.iter().map(|series| world.gateway().metric(series)).sum::<f64>()
+    };
+    eventually("it is counted", async || seconds("count") >= 1.0).await;
+    assert!(seconds("sum") < open_for.as_secs_f64(), "{}", seconds("sum"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_stream_ends_with_its_session_idle_or_not() {
     let world = World::new().await;
     for events in [0, 1000] {

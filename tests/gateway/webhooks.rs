@@ -116,6 +116,10 @@ impl World {
         eventually("the token was looked up", async || self.notes_asked() > lookups).await;
     }
 
+    fn refused_deliveries(&self) -> f64 {
+        self.gateway().metric(r#"gateway_webhooks_total{event="other",outcome="refused"}"#)
+    }
+
     fn notes_asked(&self) -> f64 {
         self.gateway().metric(r#"gateway_store_operations_total{operation="note",outcome="success"}"#)
     }
@@ -188,8 +192,10 @@ async fn without_the_signature_of_the_tenants_secret_nothing_is_believed() {
         let refused = world.deliver(0, &Delivery { signature, ..good.clone() }).await;
         assert_eq!((refused.status, refused.code().as_str()), (401, "signature_invalid"), "{what}");
     }
+    let before = world.refused_deliveries();
     let unsigned = world.ask(ROUTE).json(&json!({"type": "customer.deleted"})).send().await;
     assert_eq!(unsigned.code(), "signature_invalid");
+    assert_eq!(world.refused_deliveries(), before + 1.0);
     let twice = world.ask(ROUTE).header("content-type", "application/json").body(good.body.clone());
     let twice = twice.header("emporix-event-signature", &good.signature);
     let twice = twice.header("emporix-event-signature", &good.signature);

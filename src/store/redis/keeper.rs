@@ -188,7 +188,7 @@ impl Keeper {
                 self.late.store(0, Ordering::Relaxed);
                 let before = self.state.send_replace(State::Open(Numbered { line, number }));
                 if matches!(before, State::Away) {
-                    self.metrics.breakers.count(Dependency::Store, BreakerEvent::Closed);
+                    self.note(BreakerEvent::Closed, 0);
                     tracing::info!("the session store answers again");
                 }
                 true
@@ -196,12 +196,17 @@ impl Keeper {
             Err(error) => {
                 let before = self.state.send_replace(State::Away);
                 if matches!(before, State::Opening) {
-                    self.metrics.breakers.count(Dependency::Store, BreakerEvent::Opened);
+                    self.note(BreakerEvent::Opened, 1);
                     tracing::warn!(%error, "the session store does not answer");
                 }
                 false
             }
         }
+    }
+
+    fn note(&self, event: BreakerEvent, open: usize) {
+        self.metrics.breakers.count(Dependency::Store, event);
+        self.metrics.breakers_open.set(Dependency::Store, open);
     }
 
     /// A line that hears, and whose server serves: one that is loading its files takes messages, and nothing else.

@@ -15,7 +15,7 @@ use crate::world::{World, eventually, free_port};
 const WITHIN: Duration = Duration::from_secs(4);
 const TIMEOUT: &str = "1s";
 
-const FAILED: &str = r#"gateway_requests_total{outcome="server_error",route="guest"}"#;
+const FAILED: &str = r#"gateway_requests_total{outcome="upstream_error",route="guest"}"#;
 
 const TEXT: &str = "\
 ## Emporix' API
@@ -31,7 +31,7 @@ const TEXT: &str = "\
 ";
 
 const AFTER: &str = "
-Look at `gateway_requests_total{outcome=\"server_error\"}` by route, and at `gateway_upstream_seconds`. What the API answers
+Look at `gateway_requests_total{outcome=\"upstream_error\"}` by route, and at `gateway_upstream_seconds`. What the API answers
 itself is passed on as it is, `Retry-After` included. What it did with a request that it answered nothing to cannot be known:
 nothing is sent twice but a request without side effects over a connection that had gone stale. It heals with the first
 request that the API answers; sessions and tokens are not touched by any of this.

@@ -54,8 +54,8 @@ const TEXT: &str = "\
 ";
 
 const AFTER: &str = "
-Look at `gateway_breaker_events_total{dependency=\"store\"}`: `opened` without a later `closed` is an outage that lasts, and
-every request that it spares Redis is counted as `refused`. Then at `gateway_store_operations_total{outcome=\"failed\"}`, and
+Look at `gateway_breakers_open{dependency=\"store\"}`: 1 while the outage lasts; every request that it spares Redis is
+counted as `refused` in `gateway_breaker_events_total`. Then at `gateway_store_operations_total{outcome=\"failed\"}`, and
 at the log for the reason. Every answer comes within a second; once the breaker is open, 99 of 100 refusals come within
 250 ms. A logout that is not confirmed is refused by this replica at once, revoked at Emporix, and told to Redis as soon as
 it can be. That Redis is read-only or full is known by a write only: by then Emporix has been called, and what it issued for

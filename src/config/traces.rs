@@ -1,0 +1,19 @@
+//! Which requests are traced, and who is told of them.
+
+use serde::{Deserialize, Serialize};
+
+/// Which requests are traced, and who is told of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesSection {
+    /// Where spans are sent, by OTLP/HTTP in JSON. Without, nothing is traced, and trace headers pass unread.
+    pub otlp_endpoint: Option<String>,
+    /// Share of the traces that begin here which are sampled. Whether others are is said by who began them.
+    pub sample: f64,
+}
+
+impl Default for TracesSection {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, sample: 0.01 }
+    }
+}
