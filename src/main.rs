@@ -1,6 +1,12 @@
 //! The gateway's program: arguments, configuration, logs, and then the app; or an operator's errand to one that runs.
 //! Exit codes: 0 done, 64 the configuration or the command is faulty, 69 something it needs is not there or refuses.
 
+#[path = "main/admin.rs"]
+mod admin;
+#[path = "main/completions.rs"]
+mod completions;
+#[path = "main/healthcheck.rs"]
+mod healthcheck;
 #[path = "main/sessions.rs"]
 mod sessions;
 
@@ -10,10 +16,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use completions::Completions;
 use emporix_gateway::app::{App, StartError};
 use emporix_gateway::clock::SystemClock;
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
+use healthcheck::Healthcheck;
 use sessions::Sessions;
 
 #[global_allocator]
@@ -21,6 +29,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const FAULTY: u8 = 64;
 const UNAVAILABLE: u8 = 69;
+
+/// Why an errand failed: exit code and message.
+type Failure = (u8, String);
 
 /// Stands between storefronts and the Emporix commerce API, and owns every customer token.
 #[derive(Parser)]
@@ -38,6 +49,12 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Prints the configuration as it takes effect, secrets masked.
     PrintConfig(ConfigFile),
+    /// Prints the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Asks a gateway that runs whether it is ready.
+    Healthcheck(Healthcheck),
+    /// Prints what makes a shell complete this program's commands.
+    Completions(Completions),
     /// Lists and ends sessions of a gateway that runs.
     #[command(subcommand)]
     Sessions(Sessions),
@@ -69,7 +86,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<(), (u8, String)> {
+fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Serve(file) => serve(&load(file)?),
         Command::CheckConfig(file) => {
@@ -80,15 +97,18 @@ fn run(command: &Command) -> Result<(), (u8, String)> {
             let text = serde_saphyr::to_string(&load(file)?).map_err(|error| (FAULTY, error.to_string()))?;
             say(text.trim_end())
         }
+        Command::Schema => say(&config::schema().to_string()),
+        Command::Healthcheck(errand) => say(&healthcheck::run(errand, std::env::vars().collect())?),
+        Command::Completions(errand) => say(&completions::run(errand)),
         Command::Sessions(errand) => say(&sessions::run(errand, std::env::vars().collect())?),
     }
 }
 
-fn load(file: &ConfigFile) -> Result<Config, (u8, String)> {
+fn load(file: &ConfigFile) -> Result<Config, Failure> {
     config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
-fn serve(config: &Config) -> Result<(), (u8, String)> {
+fn serve(config: &Config) -> Result<(), Failure> {
     telemetry::start_logging(&config.log, std::io::stderr).map_err(|error| (UNAVAILABLE, error.to_string()))?;
     let code = |error: StartError| match error {
         StartError::Config(message) => (FAULTY, message),
@@ -97,6 +117,11 @@ fn serve(config: &Config) -> Result<(), (u8, String)> {
     App::new(config, Arc::new(SystemClock)).map_err(code)?.run().map_err(code)
 }
 
-fn say(text: &str) -> Result<(), (u8, String)> {
+fn say(text: &str) -> Result<(), Failure> {
     writeln!(std::io::stdout(), "{text}").map_err(|error| (UNAVAILABLE, error.to_string()))
+}
+
+/// Text of somebody else's as a terminal may show it: what could move its cursor or turn its lines around is left out.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
 }

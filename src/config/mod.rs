@@ -8,6 +8,7 @@ pub mod store;
 pub mod webhook;
 
 mod check;
+mod schema;
 mod tree;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+pub use schema::schema;
 pub use secret::Secret;
 pub use sections::*;
 pub use store::*;

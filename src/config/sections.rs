@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::routes::RouteRule;
+use super::schema::Span;
 use super::secret::Secret;
 use super::store::{HotCacheSection, StoreSection};
 use super::webhook::WebhookSection;
 use crate::session::TenantId;
 
 /// The whole file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Addresses to listen on.
@@ -50,7 +52,7 @@ pub struct Config {
 }
 
 /// Addresses to listen on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenSection {
     /// The storefronts' address.
@@ -62,9 +64,11 @@ pub struct ListenSection {
     /// Whether the threads share one scheduler. Without, a connection stays on its thread: less CPU per request.
     pub work_stealing: bool,
     /// Peers whose `X-Forwarded-For` names the client.
+    #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
     /// How long SIGTERM waits for requests in flight.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub drain_timeout: Duration,
 }
 
@@ -82,7 +86,7 @@ impl Default for ListenSection {
 }
 
 /// Certificate and key of a listener.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSection {
     /// PEM file with the certificate chain.
@@ -92,30 +96,36 @@ pub struct TlsSection {
 }
 
 /// The Emporix API.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamSection {
     /// Scheme, host and port of the API; no path.
     pub base_url: String,
     /// Bound on connecting, TLS included.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub connect_timeout: Duration,
     /// Bound on each wait for the API's next bytes, until a response has begun and between its parts.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub read_timeout: Duration,
     /// Bound on each wait for the API to take bytes.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub write_timeout: Duration,
     /// Bound on the silence of a WebSocket or an event stream.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub stream_idle_timeout: Duration,
     /// How long an idle connection is kept.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub keepalive_timeout: Duration,
     /// Idle connections kept.
     pub keepalive_connections: usize,
     /// How often the host name is resolved again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub resolve_every: Duration,
 }
 
@@ -135,11 +145,12 @@ impl Default for UpstreamSection {
 }
 
 /// How token calls are made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySection {
     /// Bound on one token call, connecting included.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub timeout: Duration,
     /// Which of the session's tokens authorises a customer's refresh.
     pub refresh_authorizer: RefreshAuthorizer,
@@ -154,7 +165,7 @@ impl Default for IdentitySection {
 }
 
 /// Which of the session's tokens authorises a customer's refresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshAuthorizer {
     /// The visitor's anonymous token, as the tutorial says.
@@ -164,7 +175,7 @@ pub enum RefreshAuthorizer {
 }
 
 /// One tenant.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSection {
     /// The public storefront key of the tenant.
@@ -186,7 +197,7 @@ pub struct TenantSection {
 }
 
 /// How credentials travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TransportMode {
     /// A cookie for same-origin browsers, handles for everyone else.
@@ -199,7 +210,7 @@ pub enum TransportMode {
 }
 
 /// A visitor's site.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SiteSection {
     /// ISO 4217 code.
@@ -213,7 +224,7 @@ pub struct SiteSection {
 }
 
 /// How a tenant's `saas_token` is checked and used.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SaasTokenSection {
     /// What a `saas_token` is checked against.
@@ -228,6 +239,7 @@ pub struct SaasTokenSection {
     pub algorithms: Vec<SaasAlgorithm>,
     /// Clock difference that is forgiven.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub leeway: Duration,
     /// Whether clients may present the JWT as their credential.
     pub accept: bool,
@@ -251,7 +263,7 @@ impl Default for SaasTokenSection {
 }
 
 /// What a `saas_token` is checked against.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaasTokenMode {
     /// No key is known: shape, algorithm, `exp` and `sub` are checked, the signature is not.
@@ -264,7 +276,7 @@ pub enum SaasTokenMode {
 }
 
 /// A signature algorithm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SaasAlgorithm {
     /// HMAC with SHA-256.
     HS256,
@@ -277,18 +289,19 @@ pub enum SaasAlgorithm {
 }
 
 /// What happens to Bearer tokens that this gateway did not issue.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForeignBearerSection {
     /// Refuse them, or take customers' tokens into sessions while a shop moves over.
     pub mode: ForeignBearerMode,
     /// The last moment of `adopt`, as an RFC 3339 date and time in UTC.
     #[serde(with = "humantime_serde::option")]
+    #[schemars(with = "Option<String>")]
     pub until: Option<SystemTime>,
 }
 
 /// What to do with a foreign Bearer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ForeignBearerMode {
     /// 401.
@@ -299,7 +312,7 @@ pub enum ForeignBearerMode {
 }
 
 /// The browser's cookie.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookieSection {
     /// The cookie's `SameSite`.
@@ -309,7 +322,7 @@ pub struct CookieSection {
 }
 
 /// A cookie's `SameSite` attribute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameSite {
     /// Sent on same-site requests and top-level navigation.
@@ -322,17 +335,20 @@ pub enum SameSite {
 }
 
 /// The gateway's own caps on a session's life.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSection {
     /// An unused visitor session ends after this.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub visitor_idle: Duration,
     /// An unused customer session ends after this.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub customer_idle: Duration,
     /// A session ends this long after sign-in, however busy.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub absolute: Duration,
 }
 
@@ -347,7 +363,7 @@ const fn days(count: u64) -> Duration {
 }
 
 /// When and how tokens are renewed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RefreshSection {
     /// Share of a token's life that is left when renewal is due.
@@ -356,6 +372,7 @@ pub struct RefreshSection {
     /// a holder that cannot reach the store is not overtaken while Emporix answers; a replica that dies in the middle of
     /// a refresh holds the session's others up for as long.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub lease: Duration,
     /// What reuse of a replaced refresh handle does.
     pub reuse: RefreshReuse,
@@ -368,7 +385,7 @@ impl Default for RefreshSection {
 }
 
 /// What reuse of a replaced refresh handle does, once its grace is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshReuse {
     /// 401 and an audit event.
@@ -378,7 +395,7 @@ pub enum RefreshReuse {
 }
 
 /// Sizes and rates.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsSection {
     /// Largest body of a token route, in bytes.
@@ -391,6 +408,7 @@ pub struct LimitsSection {
     pub head_bytes: usize,
     /// Bound on receiving a body that the gateway reads itself.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub body_timeout: Duration,
     /// Sign-ins, sign-ups, resets and exchanges, per client address.
     pub sign_in_per_address: RateSection,
@@ -419,7 +437,7 @@ impl Default for LimitsSection {
 }
 
 /// A rate: so many at once, then so many a minute.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateSection {
     /// At once.
@@ -429,7 +447,7 @@ pub struct RateSection {
 }
 
 /// What is logged, and how.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSection {
     /// Form of a line.
@@ -441,7 +459,7 @@ pub struct LogSection {
 }
 
 /// Form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -452,7 +470,7 @@ pub enum LogFormat {
 }
 
 /// Severity of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// Something failed.
@@ -467,7 +485,7 @@ pub enum LogLevel {
 }
 
 /// The operators' listener.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminSection {
     /// Its address.
@@ -483,12 +501,13 @@ impl Default for AdminSection {
 }
 
 /// The listener that tells other proxies whether their requests may pass to the API, and with which tokens.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForwardAuthSection {
     /// Its address; without, there is no such listener.
     pub listen: Option<SocketAddr>,
     /// Networks of the proxies that may ask. They are handed real tokens; nobody else is answered.
+    #[schemars(with = "Vec<String>")]
     pub trusted_peers: Vec<IpNet>,
     /// Whether browsers get their visitor session here too: only where the proxy hands `Set-Cookie` on to them.
     pub visitors: bool,

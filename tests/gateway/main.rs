@@ -9,6 +9,7 @@ mod api_sessions;
 mod architecture;
 mod bad_input;
 mod browsers;
+mod errands;
 mod failure_table;
 mod figures;
 mod fleet;
