@@ -1,6 +1,8 @@
 //! Puts the rooms together and runs them: configuration in, listeners out.
 //! Nothing is half started: what can be known to fail is tried before the first listener opens.
 
+mod check;
+
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -13,11 +15,11 @@ use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+
+pub use check::check;
 
 use crate::broker::{Broker, BrokerSettings, Tenant};
 use crate::clock::{Clock, Timestamp};
@@ -70,6 +72,7 @@ impl App {
     /// What cannot be used or reached.
     pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         install_cryptography();
+        let now = clock.now();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("background")
@@ -86,8 +89,8 @@ impl App {
         let broker = broker(config, store, &clock, &metrics, &runtime)?;
         let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
         let gateway = Arc::new(gateway);
-        if let Some(tls) = &config.listen.tls {
-            check_certificate(tls)?;
+        if let Some(fault) = check::certificate(config, now).into_iter().find(|finding| !finding.is_warning) {
+            return Err(StartError::Config(format!("{}: {}", fault.key, fault.message)));
         }
         runtime.block_on(gateway.resolve());
         let draining = Arc::new(AtomicBool::new(false));
@@ -171,19 +174,6 @@ impl App {
     }
 }
 
-/// What of a configuration can only be known by building with it: routes, keys, certificates.
-///
-/// # Errors
-/// The first thing that cannot be used.
-pub fn check(config: &Config) -> Result<(), String> {
-    install_cryptography();
-    Gateway::check(config)?;
-    match &config.listen.tls {
-        Some(tls) => check_certificate(tls).map_err(|error| error.to_string()),
-        None => Ok(()),
-    }
-}
-
 fn store(
     config: &Config,
     clock: &Arc<dyn Clock>,
@@ -261,26 +251,6 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
 fn install_cryptography() {
     // A provider that is installed already is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
-/// Reads certificate and key as the listener will: it would panic on what cannot be used.
-fn check_certificate(tls: &TlsSection) -> Result<(), StartError> {
-    let unusable = |key: &str, file: &std::path::Path, why: String| {
-        StartError::Config(format!("listen.tls.{key}: {}: {why}", file.display()))
-    };
-    let certificates = CertificateDer::pem_file_iter(&tls.certificate_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable("certificate_file", &tls.certificate_file, error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(unusable("certificate_file", &tls.certificate_file, "no certificate in it".to_owned()));
-    }
-    let key = PrivateKeyDer::from_pem_file(&tls.key_file)
-        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
-    rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)
-        .map_err(|error| unusable("key_file", &tls.key_file, error.to_string()))?;
-    Ok(())
 }
 
 /// A listener whose idle connections are cheap: Pingora keeps 64 KiB for reading on each unless told otherwise, and reads

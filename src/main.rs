@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use completions::Completions;
-use emporix_gateway::app::{App, StartError};
-use emporix_gateway::clock::SystemClock;
+use emporix_gateway::app::{self, App, StartError};
+use emporix_gateway::clock::{Clock, SystemClock};
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
 use healthcheck::Healthcheck;
@@ -88,9 +88,12 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(file) => serve(&load(file)?),
+        Command::Serve(file) => serve(&checked(file)?),
         Command::CheckConfig(file) => {
-            emporix_gateway::app::check(&load(file)?).map_err(|error| (FAULTY, error))?;
+            let (_, warnings) = checked(file)?;
+            for warning in warnings {
+                say(&format!("warning: {warning}"))?;
+            }
             say(&format!("{}: ok", file.config.display()))
         }
         Command::PrintConfig(file) => {
@@ -108,8 +111,16 @@ fn load(file: &ConfigFile) -> Result<Config, Failure> {
     config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
-fn serve(config: &Config) -> Result<(), Failure> {
+/// The configuration, with everything tried that can be known before a listener opens; and what is dubious about it.
+fn checked(file: &ConfigFile) -> Result<(Config, Vec<String>), Failure> {
+    let mut reading = config::Reading::of(&file.config, std::env::vars());
+    let warnings = reading.judged(|config| app::check(config, SystemClock.now()));
+    Ok((reading.accepted().map_err(|faults| (FAULTY, faults.to_string()))?, warnings))
+}
+
+fn serve((config, warnings): &(Config, Vec<String>)) -> Result<(), Failure> {
     telemetry::start_logging(&config.log, std::io::stderr).map_err(|error| (UNAVAILABLE, error.to_string()))?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let code = |error: StartError| match error {
         StartError::Config(message) => (FAULTY, message),
         StartError::Unavailable(message) => (UNAVAILABLE, message),

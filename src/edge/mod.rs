@@ -37,7 +37,7 @@ use pingora::protocols::http::ServerSession;
 
 use crate::broker::{Broker, Credential};
 use crate::clock::Clock;
-use crate::config::{Config, LimitsSection, TenantSection};
+use crate::config::{Config, Finding, LimitsSection, TenantSection};
 use crate::error::GatewayError;
 use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
@@ -45,7 +45,7 @@ use limits::Limits;
 use listener::{PublicListener, final_head};
 use repeats::Repeats;
 use respond::{Answer, Cookies};
-use route::{Route, RouteTable};
+use route::{Route, RouteTable, RuleFault, RuleSource};
 use slots::Presented;
 use target::Target;
 use upstream::Upstream;
@@ -98,7 +98,8 @@ impl Gateway {
             config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
         Ok(Self {
             broker,
-            routes: RouteTable::new(&config.routes)?,
+            routes: RouteTable::new(&config.routes)
+                .map_err(|faults| faults.into_iter().next().map_or_else(String::new, |fault| fault.message))?,
             upstream: Upstream::new(&config.upstream, config.listen.threads)
                 .ok_or("upstream.base_url cannot be used")?,
             limits: Limits::new(&config.limits, clock, metrics.clone()).map_err(|error| error.to_string())?,
@@ -115,12 +116,14 @@ impl Gateway {
         })
     }
 
-    /// What of a configuration only this room can judge.
-    ///
-    /// # Errors
-    /// What is wrong with its routes.
-    pub fn check(config: &Config) -> Result<(), String> {
-        RouteTable::new(&config.routes).map(|_| ())
+    /// What of a configuration only this room can judge: everything that is wrong with its routes.
+    #[must_use]
+    pub fn check(config: &Config) -> Vec<Finding> {
+        let finding = |RuleFault { source, message }| match source {
+            RuleSource::Own(index) => Finding::fault(format!("routes.{index}"), message),
+            RuleSource::BuiltIn | RuleSource::Shipped => Finding::fault("routes", message),
+        };
+        RouteTable::new(&config.routes).err().unwrap_or_default().into_iter().map(finding).collect()
     }
 
     /// The application of the public listener.

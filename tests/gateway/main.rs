@@ -9,6 +9,7 @@ mod api_sessions;
 mod architecture;
 mod bad_input;
 mod browsers;
+mod check_config;
 mod errands;
 mod failure_table;
 mod figures;
