@@ -21,6 +21,8 @@ use tokio::sync::Notify;
 
 pub use check::check;
 
+pub use crate::edge::explain::{Explanation, explain};
+
 use crate::broker::{Broker, BrokerSettings, Tenant};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection, TlsSection};

@@ -5,8 +5,14 @@
 mod admin;
 #[path = "main/completions.rs"]
 mod completions;
+#[path = "main/doctor.rs"]
+mod doctor;
 #[path = "main/healthcheck.rs"]
 mod healthcheck;
+#[path = "main/keys.rs"]
+mod keys;
+#[path = "main/probe.rs"]
+mod probe;
 #[path = "main/sessions.rs"]
 mod sessions;
 
@@ -17,11 +23,13 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use completions::Completions;
+use doctor::Doctor;
 use emporix_gateway::app::{self, App, StartError};
 use emporix_gateway::clock::{Clock, SystemClock};
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
 use healthcheck::Healthcheck;
+use keys::Keys;
 use sessions::Sessions;
 
 #[global_allocator]
@@ -55,6 +63,13 @@ enum Command {
     Healthcheck(Healthcheck),
     /// Prints what makes a shell complete this program's commands.
     Completions(Completions),
+    /// Says what would happen to a request. Sends nothing.
+    Explain(Explain),
+    /// Asks a live tenant of Emporix what its documentation leaves open, and says which switches the answers want.
+    Doctor(Doctor),
+    /// Makes sealing keys.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Lists and ends sessions of a gateway that runs.
     #[command(subcommand)]
     Sessions(Sessions),
@@ -65,6 +80,20 @@ struct ConfigFile {
     /// The YAML file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+/// A request, and the configuration that decides about it.
+#[derive(Args)]
+struct Explain {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Its method.
+    method: String,
+    /// Its address, or the path and query of it.
+    url: String,
+    /// A field of its head.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -103,6 +132,12 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Schema => say(&config::schema().to_string()),
         Command::Healthcheck(errand) => say(&healthcheck::run(errand, std::env::vars().collect())?),
         Command::Completions(errand) => say(&completions::run(errand)),
+        Command::Explain(Explain { file, method, url, headers }) => {
+            let explained = app::explain(&load(file)?, method, url, headers);
+            say(&explained.map_err(|error| (FAULTY, error))?.to_string())
+        }
+        Command::Doctor(errand) => say(&doctor::run(errand, std::env::vars().collect())?),
+        Command::Keys(errand) => say(&keys::run(errand, std::env::vars().collect())?),
         Command::Sessions(errand) => say(&sessions::run(errand, std::env::vars().collect())?),
     }
 }

@@ -17,10 +17,10 @@ use pingora::server::ShutdownWatch;
 use super::api::Asked;
 use super::listener::{KEEPALIVE_SECONDS, UnderWay};
 use super::respond::Answer;
-use super::route::Route;
+use super::route::{ApiRoute, Route};
 use super::slots::SAAS_TOKEN;
 use super::target::Target;
-use super::{Gateway, Visit, check_framing, headers, is_registered, proof};
+use super::{Gateway, Visit, check_framing, check_size, headers, is_registered, proof};
 use crate::broker::Permit;
 use crate::config::ForwardAuthSection;
 use crate::config::routes::{OnSuccess, RouteLimit};
@@ -83,22 +83,15 @@ impl ForwardAuth {
         visit: &mut Visit<'g>,
     ) -> Result<Permit, GatewayError> {
         let gateway = &self.gateway;
-        gateway.check_size(&http.req_header().headers)?;
+        check_size(&http.req_header().headers, gateway.limits_section.head_bytes)?;
         check_framing(http)?;
         let original = Original::of(dialect, http.req_header())?;
         let target = Target::parse(&original.target)?;
-        // The proxy passes on what we would take out.
-        if target.carries_credential(&[]) || original.head.headers.keys().any(headers::disguises) {
-            return Err(GatewayError::Denied);
-        }
+        check_disguise(&target, &original.head.headers)?;
         let found = gateway.routes.find(original.head.method.as_str(), target.path);
         visit.tenant = gateway.tenant_of(&found, &target, &original.head)?;
         visit.cors = proof::cors(&original.head.headers, visit.origins(), false);
-        let route = match found.route {
-            // What has to be done behind the API's answer can only be done by who sees it.
-            Route::Api(route) if route.on_success == OnSuccess::Nothing => route,
-            _ => return Err(GatewayError::Denied),
-        };
+        let route = judgeable(found.route)?;
         visit.class = route.class();
         let asked = Asked {
             head: &original.head,
@@ -113,6 +106,21 @@ impl ForwardAuth {
             gateway.limits.sign_in(asked.address, None)?;
         }
         Ok(permit)
+    }
+}
+
+/// Refuses what the proxy would pass on and we would take out.
+pub(super) fn check_disguise(target: &Target<'_>, fields: &HeaderMap) -> Result<(), GatewayError> {
+    let disguised = target.carries_credential(&[]) || fields.keys().any(headers::disguises);
+    if disguised { Err(GatewayError::Denied) } else { Ok(()) }
+}
+
+/// The route, where there can be a verdict about it: what has to be done behind the API's answer can only be done by who
+/// sees it.
+pub(super) fn judgeable(route: &Route) -> Result<&ApiRoute, GatewayError> {
+    match route {
+        Route::Api(route) if route.on_success == OnSuccess::Nothing => Ok(route),
+        _ => Err(GatewayError::Denied),
     }
 }
 

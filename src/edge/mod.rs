@@ -3,6 +3,7 @@
 
 pub mod admin;
 mod api;
+pub mod explain;
 mod forward;
 pub mod forward_auth;
 mod headers;
@@ -24,7 +25,6 @@ mod upstream;
 mod visit;
 mod webhook;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -37,9 +37,8 @@ use pingora::protocols::http::ServerSession;
 
 use crate::broker::{Broker, Credential};
 use crate::clock::Clock;
-use crate::config::{Config, Finding, LimitsSection, TenantSection};
+use crate::config::{Config, Finding, LimitsSection};
 use crate::error::GatewayError;
-use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
 use limits::Limits;
 use listener::{PublicListener, final_head};
@@ -49,7 +48,7 @@ use route::{Route, RouteTable, RuleFault, RuleSource};
 use slots::Presented;
 use target::Target;
 use upstream::Upstream;
-use visit::{EdgeTenant, Visit};
+use visit::{EdgeTenant, Tenants, Visit};
 
 /// The edge of the gateway: what every request passes.
 pub struct Gateway {
@@ -59,8 +58,7 @@ pub struct Gateway {
     limits: Limits,
     limits_section: LimitsSection,
     cookies: Cookies,
-    tenants: HashMap<TenantId, EdgeTenant>,
-    hosts: HashMap<String, TenantId>,
+    tenants: Tenants,
     trusted_proxies: Vec<IpNet>,
     log_access: bool,
     metrics: Arc<Metrics>,
@@ -89,13 +87,6 @@ impl Gateway {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let tenant = |id: &TenantId, section: &TenantSection| EdgeTenant {
-            id: *id,
-            transport: section.transport,
-            origins: section.origins.clone(),
-        };
-        let hosts =
-            config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)
@@ -105,8 +96,7 @@ impl Gateway {
             limits: Limits::new(&config.limits, clock, metrics.clone()).map_err(|error| error.to_string())?,
             limits_section: config.limits.clone(),
             cookies: Cookies::new(&config.cookie),
-            tenants: config.tenants.iter().map(|(id, section)| (*id, tenant(id, section))).collect(),
-            hosts: hosts.collect(),
+            tenants: Tenants::new(config),
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
@@ -166,7 +156,7 @@ impl Gateway {
         visit: &mut Visit<'g>,
     ) -> Result<Ended, GatewayError> {
         let head = http.req_header();
-        self.check_size(&head.headers)?;
+        check_size(&head.headers, self.limits_section.head_bytes)?;
         check_framing(http)?;
         let raw = head.raw_path().to_vec();
         let target = Target::parse(&raw)?;
@@ -198,11 +188,6 @@ impl Gateway {
             Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
             Route::Closed => Err(GatewayError::Denied),
         }
-    }
-
-    fn check_size(&self, headers: &HeaderMap) -> Result<(), GatewayError> {
-        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        if size > self.limits_section.head_bytes { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
     }
 
     /// Notes what the answer owes a page of another origin, and answers its preflight before any lookup.
@@ -280,6 +265,11 @@ impl Gateway {
             tracing::info!(method, route = visit.class_text(), tenant = visit.tenant_text(), status, millis, "request");
         }
     }
+}
+
+fn check_size(headers: &HeaderMap, most: usize) -> Result<(), GatewayError> {
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if size > most { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
 }
 
 /// Refuses heads that another reader might take for something else (RFC 9112, sections 2.2, 3.2 and 6).

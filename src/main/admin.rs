@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use emporix_gateway::config::{self, AdminSection, Secret};
-use reqwest::{Url, redirect};
+use reqwest::{Client, Response, Url, redirect};
 use serde_json::Value;
 
 use super::{FAULTY, Failure, UNAVAILABLE};
@@ -80,12 +80,7 @@ impl Question {
     }
 
     async fn exchange(self) -> reqwest::Result<(u16, Vec<u8>)> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(self.timeout)
-            .build()?;
+        let client = client(self.timeout)?;
         let mut request = match self.body {
             Some(body) => client.post(self.url).header("content-type", "application/json").body(body.to_string()),
             None => client.get(self.url),
@@ -93,21 +88,31 @@ impl Question {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
-        let mut answer = request.send().await?;
-        let (status, mut text) = (answer.status().as_u16(), Vec::new());
-        while let Some(piece) = answer.chunk().await? {
-            text.extend_from_slice(&piece);
-            if text.len() > MOST_ANSWER_BYTES {
-                // Cut off, it is no JSON and so no answer.
-                break;
-            }
-        }
-        Ok((status, text))
+        let answer = request.send().await?;
+        Ok((answer.status().as_u16(), bounded(answer).await?))
     }
 }
 
+/// What errands call with.
+pub(super) fn client(timeout: Duration) -> reqwest::Result<Client> {
+    let client = Client::builder().no_proxy().redirect(redirect::Policy::none());
+    client.connect_timeout(CONNECT_TIMEOUT).timeout(timeout).build()
+}
+
+/// The body of an answer. Of one that does not end it is cut off: that is no JSON, and so no answer.
+pub(super) async fn bounded(mut answer: Response) -> reqwest::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        text.extend_from_slice(&piece);
+        if text.len() > MOST_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(text)
+}
+
 /// The error and what caused it, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
