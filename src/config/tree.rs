@@ -234,7 +234,15 @@ mod tests {
         for text in ["a: 1\na: 2\n", "a: &x 1\nb: *x\n", "a: 1\n---\nb: 2\n", "- 1\n", "a: [1\n"] {
             assert!(Tree::parse(text).is_err(), "{text}");
         }
-        assert!(Tree::parse(&format!("a: {}", "[".repeat(100_000))).is_err());
+    }
+
+    #[test]
+    fn nesting_has_a_bound() {
+        let nested = |depth: usize| Tree::parse(&format!("a: {}{}", "[".repeat(depth), "]".repeat(depth)));
+        assert!(nested(DEEPEST - 1).is_ok());
+        for depth in [DEEPEST, 100_000] {
+            assert!(nested(depth).is_err(), "{depth}");
+        }
     }
 
     proptest::proptest! {
