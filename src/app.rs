@@ -2,6 +2,7 @@
 //! Nothing is half started: what can be known to fail is tried before the first listener opens.
 
 mod certificate;
+mod check;
 mod doors;
 mod reload;
 mod stop;
@@ -20,6 +21,10 @@ use pingora::services::listening::Service;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+
+pub use check::check;
+
+pub use crate::edge::explain::{Explanation, explain};
 
 use crate::broker::{Broker, BrokerSettings, Tenant};
 use crate::clock::{Clock, Timestamp};
@@ -214,16 +219,6 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-/// What of a configuration can only be known by building with it: routes, keys, certificates.
-///
-/// # Errors
-/// The first thing that cannot be used.
-pub fn check(config: &Config) -> Result<(), String> {
-    install_cryptography();
-    Gateway::check(config)?;
-    config.listen.tls.as_ref().map_or(Ok(()), |tls| Certificate::read(tls).map(drop))
 }
 
 fn store(

@@ -1,6 +1,18 @@
 //! The gateway's program: arguments, configuration, logs, and then the app; or an operator's errand to one that runs.
 //! Exit codes: 0 done, 64 the configuration or the command is faulty, 69 something it needs is not there or refuses.
 
+#[path = "main/admin.rs"]
+mod admin;
+#[path = "main/completions.rs"]
+mod completions;
+#[path = "main/doctor.rs"]
+mod doctor;
+#[path = "main/healthcheck.rs"]
+mod healthcheck;
+#[path = "main/keys.rs"]
+mod keys;
+#[path = "main/probe.rs"]
+mod probe;
 #[path = "main/sessions.rs"]
 mod sessions;
 
@@ -10,10 +22,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use emporix_gateway::app::{App, Source, StartError};
+use completions::Completions;
+use doctor::Doctor;
+use emporix_gateway::app::{self, App, Source, StartError};
 use emporix_gateway::clock::{Clock, SystemClock};
 use emporix_gateway::config::{self, Config};
 use emporix_gateway::telemetry;
+use healthcheck::Healthcheck;
+use keys::Keys;
 use sessions::Sessions;
 
 #[global_allocator]
@@ -21,6 +37,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const FAULTY: u8 = 64;
 const UNAVAILABLE: u8 = 69;
+
+/// Why an errand failed: exit code and message.
+type Failure = (u8, String);
 
 /// Stands between storefronts and the Emporix commerce API, and owns every customer token.
 #[derive(Parser)]
@@ -38,12 +57,25 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Prints the configuration as it takes effect, secrets masked.
     PrintConfig(ConfigFile),
+    /// Prints the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Asks a gateway that runs whether it is ready.
+    Healthcheck(Healthcheck),
+    /// Prints what makes a shell complete this program's commands.
+    Completions(Completions),
+    /// Says what would happen to a request. Sends nothing.
+    Explain(Explain),
+    /// Asks a live tenant of Emporix what its documentation leaves open, and says which switches the answers want.
+    Doctor(Doctor),
+    /// Makes sealing keys.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Lists and ends sessions of a gateway that runs.
     #[command(subcommand)]
     Sessions(Sessions),
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct ConfigFile {
     /// The YAML file.
     #[arg(long, value_name = "FILE")]
@@ -57,6 +89,20 @@ struct Serving {
     /// Takes the listeners over from the gateway that runs, once SIGQUIT tells that one to hand them over.
     #[arg(long)]
     upgrade: bool,
+}
+
+/// A request, and the configuration that decides about it.
+#[derive(Args)]
+struct Explain {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Its method.
+    method: String,
+    /// Its address, or the path and query of it.
+    url: String,
+    /// A field of its head.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -78,49 +124,79 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<(), (u8, String)> {
+fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serving) => serve(serving),
         Command::CheckConfig(file) => {
-            emporix_gateway::app::check(&load(file)?).map_err(|error| (FAULTY, error))?;
+            let (_, warnings) = checked(file)?;
+            for warning in warnings {
+                say(&format!("warning: {warning}"))?;
+            }
             say(&format!("{}: ok", file.config.display()))
         }
         Command::PrintConfig(file) => {
             let text = serde_saphyr::to_string(&load(file)?).map_err(|error| (FAULTY, error.to_string()))?;
             say(text.trim_end())
         }
+        Command::Schema => say(&config::schema().to_string()),
+        Command::Healthcheck(errand) => say(&healthcheck::run(errand, std::env::vars().collect())?),
+        Command::Completions(errand) => say(&completions::run(errand)),
+        Command::Explain(Explain { file, method, url, headers }) => {
+            let explained = app::explain(&load(file)?, method, url, headers);
+            say(&explained.map_err(|error| (FAULTY, error))?.to_string())
+        }
+        Command::Doctor(errand) => say(&doctor::run(errand, std::env::vars().collect())?),
+        Command::Keys(errand) => say(&keys::run(errand, std::env::vars().collect())?),
         Command::Sessions(errand) => say(&sessions::run(errand, std::env::vars().collect())?),
     }
 }
 
-fn load(file: &ConfigFile) -> Result<Config, (u8, String)> {
+fn load(file: &ConfigFile) -> Result<Config, Failure> {
     config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
-fn serve(serving: &Serving) -> Result<(), (u8, String)> {
+/// The configuration, with everything tried that can be known before a listener opens; and what is dubious about it.
+fn checked(file: &ConfigFile) -> Result<(Config, Vec<String>), Failure> {
+    let mut reading = config::Reading::of(&file.config, std::env::vars());
+    let warnings = reading.judged(|config| app::check(config, SystemClock.now()));
+    Ok((reading.accepted().map_err(|faults| (FAULTY, faults.to_string()))?, warnings))
+}
+
+fn serve(serving: &Serving) -> Result<(), Failure> {
     let read_at = SystemClock.now();
-    let config = load(&serving.file)?;
+    let (config, warnings) = checked(&serving.file)?;
     let levels = telemetry::start_logging(&config.log, std::io::stderr);
     let levels = levels.map_err(|error| (UNAVAILABLE, error.to_string()))?;
+    warn(&warnings);
     let code = |error: StartError| match error {
         StartError::Config(message) => (FAULTY, message),
         StartError::Unavailable(message) => (UNAVAILABLE, message),
     };
-    let file = serving.file.config.clone();
+    let file = serving.file.clone();
     let source = Source {
-        load: Box::new({
-            let file = file.clone();
-            move || config::load(&file, std::env::vars()).map_err(|faults| faults.to_string())
+        file: file.config.clone(),
+        read_at,
+        load: Box::new(move || {
+            let (config, warnings) = checked(&file).map_err(|(_, faults)| faults)?;
+            warn(&warnings);
+            Ok(config)
         }),
         log_at: Box::new(move |level| levels.set(level)),
-        file,
-        read_at,
     };
     let app = App::new(&config, Arc::new(SystemClock)).map_err(code)?.following(source);
     let app = if serving.upgrade { app.taking_over() } else { app };
     app.run().map_err(code)
 }
 
-fn say(text: &str) -> Result<(), (u8, String)> {
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+}
+
+fn say(text: &str) -> Result<(), Failure> {
     writeln!(std::io::stdout(), "{text}").map_err(|error| (UNAVAILABLE, error.to_string()))
+}
+
+/// Text of somebody else's as a terminal may show it: what could move its cursor or turn its lines around is left out.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
 }

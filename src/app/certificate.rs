@@ -66,7 +66,7 @@ fn certified_key(section: &TlsSection) -> Result<CertifiedKey, String> {
 }
 
 /// Whom clients' certificates have to come from; none where none are asked for.
-fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
+pub(super) fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
     let Some(file) = &section.client_ca_file else { return Ok(None) };
     let mut roots = RootCertStore::empty();
     for certificate in certificates("client_ca_file", file)? {

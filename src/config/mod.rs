@@ -9,6 +9,8 @@ pub mod traces;
 pub mod webhook;
 
 mod check;
+mod hint;
+mod schema;
 mod tree;
 
 use std::fmt;
@@ -18,6 +20,7 @@ use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+pub use schema::schema;
 pub use secret::Secret;
 pub use sections::*;
 pub use store::*;
@@ -84,16 +87,110 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// Something that was found in a configuration by who built with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The key, its segments joined by dots.
+    pub key: String,
+    /// What is wrong there.
+    pub message: String,
+    /// Whether the gateway runs nevertheless.
+    pub is_warning: bool,
+}
+
+impl Finding {
+    /// Something that cannot be used.
+    pub fn fault(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into(), is_warning: false }
+    }
+
+    /// Something that can be used, and had better be looked at.
+    pub fn warning(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { is_warning: true, ..Self::fault(key, message) }
+    }
+}
+
+/// What was read of a configuration: what could be understood of it, and what is wrong with it.
+#[derive(Debug)]
+pub struct Reading {
+    file: String,
+    tree: Tree,
+    config: Option<Config>,
+    faults: Vec<Fault>,
+}
+
+impl Reading {
+    /// Reads `file`, overlaid by `environment` (names and values).
+    pub fn of(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Self {
+        let name = file.display().to_string();
+        match std::fs::read_to_string(file) {
+            Ok(text) => Self::parse(&name, &text, environment),
+            Err(error) => Self::failed(&name, Fault::at(None, "", format!("cannot be read: {error}"))),
+        }
+    }
+
+    fn failed(name: &str, fault: Fault) -> Self {
+        Self { file: name.to_owned(), tree: Tree::default(), config: None, faults: vec![fault] }
+    }
+
+    fn parse(name: &str, text: &str, environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut tree = match Tree::parse(text) {
+            Ok(tree) => tree,
+            Err(fault) => return Self::failed(name, fault),
+        };
+        overlay(&mut tree, environment);
+        let (mut faults, secret_files) = read_secret_files(&mut tree);
+        let config = deserialize(&mut tree, &mut faults).map(|config| Config { secret_files, ..config });
+        let found = config.as_ref().map(check::faults).unwrap_or_default();
+        let mut reading = Self { file: name.to_owned(), tree, config, faults };
+        reading.add(found.into_iter().map(|(key, message)| Finding::fault(key, message)));
+        reading
+    }
+
+    /// Has what was understood looked at by `judge`, adds the faults that it finds, and returns its warnings, each in a
+    /// line of its own.
+    pub fn judged(&mut self, judge: impl FnOnce(&Config) -> Vec<Finding>) -> Vec<String> {
+        let found = self.config.as_ref().map(judge).unwrap_or_default();
+        let (warnings, faults): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.is_warning);
+        self.add(faults.into_iter());
+        let faults = warnings.into_iter().map(|warning| self.placed(warning)).map(|fault| vec![fault]);
+        faults.map(|faults| Faults { file: self.file.clone(), faults }.to_string()).collect()
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn accepted(self) -> Result<Config, Faults> {
+        match self.config {
+            Some(config) if self.faults.is_empty() => Ok(config),
+            _ => Err(Faults { file: self.file, faults: self.faults }),
+        }
+    }
+
+    /// Adds faults, of each key only what was found first: what follows may follow from it.
+    fn add(&mut self, found: impl Iterator<Item = Finding>) {
+        for finding in found {
+            let fault = self.placed(finding);
+            let is_known = |known: &Fault| known.key.strip_suffix("_file").unwrap_or(&known.key) == fault.key;
+            if !self.faults.iter().any(|known| known.key == fault.key || is_known(known)) {
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    fn placed(&self, Finding { key, message, .. }: Finding) -> Fault {
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        Fault::at(self.tree.origin(&path), &key, message)
+    }
+}
+
 /// Loads `file`, overlaid by `environment` (names and values).
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Faults> {
-    let name = file.display().to_string();
-    match std::fs::read_to_string(file) {
-        Ok(text) => parse(&name, &text, environment),
-        Err(error) => Err(Faults { file: name, faults: vec![Fault::at(None, "", format!("cannot be read: {error}"))] }),
-    }
+    Reading::of(file, environment).accepted()
 }
 
 /// Parses the text of the file `name`, overlaid by `environment`.
@@ -101,22 +198,7 @@ pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) ->
 /// # Errors
 /// Everything that is wrong with it.
 pub fn parse(name: &str, text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Faults> {
-    let failed = |faults| Faults { file: name.to_owned(), faults };
-    let mut tree = Tree::parse(text).map_err(|fault| failed(vec![fault]))?;
-    overlay(&mut tree, environment);
-    let (mut faults, secret_files) = read_secret_files(&mut tree);
-    let mut config = deserialize(&mut tree, &mut faults);
-    if let Some(config) = &mut config {
-        config.secret_files = secret_files;
-        faults.extend(check::faults(config).into_iter().map(|(key, message)| {
-            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-            Fault::at(tree.origin(&path), &key, message)
-        }));
-    }
-    match config {
-        Some(config) if faults.is_empty() => Ok(config),
-        _ => Err(failed(faults)),
-    }
+    Reading::parse(name, text, environment).accepted()
 }
 
 fn overlay(tree: &mut Tree, environment: impl Iterator<Item = (String, String)>) {
@@ -180,8 +262,15 @@ fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
             Ok(config) => return Some(config),
             Err(error) => error,
         };
-        let path: Vec<String> = segments(error.path());
-        faults.push(Fault::at(tree.origin(&path), &path.join("."), error.inner().to_string()));
+        let mut path: Vec<String> = segments(error.path());
+        let message = hint::hinted(error.inner().to_string());
+        let fault = Fault::at(tree.origin(&path), &path.join("."), message);
+        if faults.iter().any(|known| known.key == fault.key) {
+            // An item whose place in its sequence cannot be empty: the sequence goes.
+            path.pop();
+        } else {
+            faults.push(fault);
+        }
         tree.remove(&path)?;
     }
     None

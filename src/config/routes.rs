@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::schema::Span;
 
 /// The shipped table, in order of services.
 pub const SHIPPED: &str = include_str!("../../config/routes.yaml");
 
 /// What the gateway does for the requests that a template names.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouteRule {
     /// Path template: literal segments, `{tenant}`, `{name}` for one segment, `/**` at the end for any rest.
@@ -31,6 +34,7 @@ pub struct RouteRule {
     pub max_body_bytes: Option<u64>,
     /// Bound on each wait for the API.
     #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<Span>")]
     pub read_timeout: Option<Duration>,
     /// The limit that guards it.
     #[serde(default)]
@@ -41,7 +45,7 @@ pub struct RouteRule {
 }
 
 /// A method a rule can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[expect(missing_docs, reason = "the methods of RFC 9110")]
 pub enum Method {
@@ -71,7 +75,7 @@ impl Method {
 }
 
 /// Who may pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     /// Anybody: a session is used when present, otherwise a shared guest token for safe methods.
@@ -86,7 +90,7 @@ pub enum Access {
 }
 
 /// Whose token is injected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Inject {
     /// The session's highest scope, or the one that the credential names.
@@ -97,7 +101,7 @@ pub enum Inject {
 }
 
 /// Whether a customer's `saas_token` goes with the request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaasInjection {
     /// It does not.
@@ -110,7 +114,7 @@ pub enum SaasInjection {
 }
 
 /// The rate that guards a route.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteLimit {
     /// None.
@@ -121,7 +125,7 @@ pub enum RouteLimit {
 }
 
 /// What a successful answer ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnSuccess {
     /// Nothing.

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::routes::RouteRule;
+use super::schema::Span;
 use super::secret::Secret;
 use super::store::{HotCacheSection, StoreSection};
 use super::traces::TracesSection;
@@ -17,7 +19,7 @@ use super::webhook::WebhookSection;
 use crate::session::TenantId;
 
 /// The whole file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Addresses to listen on.
@@ -56,7 +58,7 @@ pub struct Config {
 }
 
 /// Addresses to listen on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenSection {
     /// The storefronts' address.
@@ -70,9 +72,11 @@ pub struct ListenSection {
     /// Whether the threads share one scheduler. Without, a connection stays on its thread: less CPU per request.
     pub work_stealing: bool,
     /// Peers whose `X-Forwarded-For` names the client.
+    #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
     /// How long SIGTERM waits for requests in flight.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub drain_timeout: Duration,
 }
 
@@ -91,7 +95,7 @@ impl Default for ListenSection {
 }
 
 /// Certificate and key of a listener.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSection {
     /// PEM file with the certificate chain.
@@ -104,30 +108,36 @@ pub struct TlsSection {
 }
 
 /// The Emporix API.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamSection {
     /// Scheme, host and port of the API; no path.
     pub base_url: String,
     /// Bound on connecting, TLS included.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub connect_timeout: Duration,
     /// Bound on each wait for the API's next bytes, until a response has begun and between its parts.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub read_timeout: Duration,
     /// Bound on each wait for the API to take bytes.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub write_timeout: Duration,
     /// Bound on the silence of a WebSocket or an event stream.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub stream_idle_timeout: Duration,
     /// How long an idle connection is kept.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub keepalive_timeout: Duration,
     /// Idle connections kept.
     pub keepalive_connections: usize,
     /// How often the host name is resolved again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub resolve_every: Duration,
 }
 
@@ -147,11 +157,12 @@ impl Default for UpstreamSection {
 }
 
 /// How token calls are made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySection {
     /// Bound on one token call, connecting included.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub timeout: Duration,
     /// Which of the session's tokens authorises a customer's refresh.
     pub refresh_authorizer: RefreshAuthorizer,
@@ -166,7 +177,7 @@ impl Default for IdentitySection {
 }
 
 /// Which of the session's tokens authorises a customer's refresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshAuthorizer {
     /// The visitor's anonymous token, as the tutorial says.
@@ -176,7 +187,7 @@ pub enum RefreshAuthorizer {
 }
 
 /// One tenant.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSection {
     /// The public storefront key of the tenant.
@@ -198,7 +209,7 @@ pub struct TenantSection {
 }
 
 /// How credentials travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TransportMode {
     /// A cookie for same-origin browsers, handles for everyone else.
@@ -211,7 +222,7 @@ pub enum TransportMode {
 }
 
 /// A visitor's site.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SiteSection {
     /// ISO 4217 code.
@@ -225,7 +236,7 @@ pub struct SiteSection {
 }
 
 /// How a tenant's `saas_token` is checked and used.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SaasTokenSection {
     /// What a `saas_token` is checked against.
@@ -240,6 +251,7 @@ pub struct SaasTokenSection {
     pub algorithms: Vec<SaasAlgorithm>,
     /// Clock difference that is forgiven.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub leeway: Duration,
     /// Whether clients may present the JWT as their credential.
     pub accept: bool,
@@ -263,7 +275,7 @@ impl Default for SaasTokenSection {
 }
 
 /// What a `saas_token` is checked against.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaasTokenMode {
     /// No key is known: shape, algorithm, `exp` and `sub` are checked, the signature is not.
@@ -276,7 +288,7 @@ pub enum SaasTokenMode {
 }
 
 /// A signature algorithm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SaasAlgorithm {
     /// HMAC with SHA-256.
     HS256,
@@ -289,18 +301,19 @@ pub enum SaasAlgorithm {
 }
 
 /// What happens to Bearer tokens that this gateway did not issue.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForeignBearerSection {
     /// Refuse them, or take customers' tokens into sessions while a shop moves over.
     pub mode: ForeignBearerMode,
     /// The last moment of `adopt`, as an RFC 3339 date and time in UTC.
     #[serde(with = "humantime_serde::option")]
+    #[schemars(with = "Option<String>")]
     pub until: Option<SystemTime>,
 }
 
 /// What to do with a foreign Bearer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ForeignBearerMode {
     /// 401.
@@ -311,7 +324,7 @@ pub enum ForeignBearerMode {
 }
 
 /// The browser's cookie.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookieSection {
     /// The cookie's `SameSite`.
@@ -321,7 +334,7 @@ pub struct CookieSection {
 }
 
 /// A cookie's `SameSite` attribute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameSite {
     /// Sent on same-site requests and top-level navigation.
@@ -334,17 +347,20 @@ pub enum SameSite {
 }
 
 /// The gateway's own caps on a session's life.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSection {
     /// An unused visitor session ends after this.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub visitor_idle: Duration,
     /// An unused customer session ends after this.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub customer_idle: Duration,
     /// A session ends this long after sign-in, however busy.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub absolute: Duration,
 }
 
@@ -359,7 +375,7 @@ const fn days(count: u64) -> Duration {
 }
 
 /// When and how tokens are renewed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RefreshSection {
     /// Share of a token's life that is left when renewal is due.
@@ -368,6 +384,7 @@ pub struct RefreshSection {
     /// a holder that cannot reach the store is not overtaken while Emporix answers; a replica that dies in the middle of
     /// a refresh holds the session's others up for as long.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub lease: Duration,
     /// What reuse of a replaced refresh handle does.
     pub reuse: RefreshReuse,
@@ -380,7 +397,7 @@ impl Default for RefreshSection {
 }
 
 /// What reuse of a replaced refresh handle does, once its grace is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshReuse {
     /// 401 and an audit event.
@@ -390,7 +407,7 @@ pub enum RefreshReuse {
 }
 
 /// Sizes and rates.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsSection {
     /// Largest body of a token route, in bytes.
@@ -403,6 +420,7 @@ pub struct LimitsSection {
     pub head_bytes: usize,
     /// Bound on receiving a body that the gateway reads itself.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub body_timeout: Duration,
     /// Sign-ins, sign-ups, resets and exchanges, per client address.
     pub sign_in_per_address: RateSection,
@@ -431,7 +449,7 @@ impl Default for LimitsSection {
 }
 
 /// A rate: so many at once, then so many a minute.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateSection {
     /// At once.
@@ -441,7 +459,7 @@ pub struct RateSection {
 }
 
 /// What is logged, and how.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSection {
     /// Form of a line.
@@ -453,7 +471,7 @@ pub struct LogSection {
 }
 
 /// Form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -464,7 +482,7 @@ pub enum LogFormat {
 }
 
 /// Severity of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// Something failed.
@@ -479,7 +497,7 @@ pub enum LogLevel {
 }
 
 /// The operators' listener.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminSection {
     /// Its address.
@@ -495,12 +513,13 @@ impl Default for AdminSection {
 }
 
 /// The listener that tells other proxies whether their requests may pass to the API, and with which tokens.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForwardAuthSection {
     /// Its address; without, there is no such listener.
     pub listen: Option<SocketAddr>,
     /// Networks of the proxies that may ask. They are handed real tokens; nobody else is answered.
+    #[schemars(with = "Vec<String>")]
     pub trusted_peers: Vec<IpNet>,
     /// Whether browsers get their visitor session here too: only where the proxy hands `Set-Cookie` on to them.
     pub visitors: bool,

@@ -4,12 +4,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::Span;
 use super::secret::Secret;
 
 /// Where sessions live.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreSection {
     /// Which store.
@@ -23,7 +25,7 @@ pub struct StoreSection {
 }
 
 /// Which store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StoreKind {
     /// In this process: one replica, sessions end with it.
@@ -34,7 +36,7 @@ pub enum StoreKind {
 }
 
 /// The embedded store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemorySection {
     /// Sessions kept at most; a new one over that is a 503.
@@ -48,7 +50,7 @@ impl Default for MemorySection {
 }
 
 /// The Redis store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisSection {
     /// How Redis is deployed.
@@ -67,13 +69,16 @@ pub struct RedisSection {
     pub ca_file: Option<PathBuf>,
     /// Bound on connecting.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub connect_timeout: Duration,
     /// Bound on one command.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub response_timeout: Duration,
     /// How long a session, its end or the intent to renew it waits for a replica of Redis to have it too, where there
     /// is one; not at all when 0.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub replica_timeout: Duration,
 }
 
@@ -95,7 +100,7 @@ impl Default for RedisSection {
 }
 
 /// How Redis is deployed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RedisTopology {
     /// One server, or one name that always leads to the primary.
@@ -108,7 +113,7 @@ pub enum RedisTopology {
 }
 
 /// What Sentinel is asked, and how.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SentinelSection {
     /// The name under which Sentinel watches the primary.
@@ -120,7 +125,7 @@ pub struct SentinelSection {
 }
 
 /// Keys that seal records.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SealSection {
     /// The id of the key that seals.
@@ -130,7 +135,7 @@ pub struct SealSection {
 }
 
 /// One sealing key.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SealKeySection {
     /// Its id, 1 to 16 letters, digits, dots and dashes; records carry it.
@@ -140,19 +145,22 @@ pub struct SealKeySection {
 }
 
 /// Sessions kept in memory, ready to inject.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HotCacheSection {
     /// Memory bound, in bytes.
     pub max_bytes: u64,
     /// A session older than this is read again from the store.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub revalidate_after: Duration,
     /// The same while other replicas' invalidations cannot be heard.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub revocation_staleness: Duration,
     /// How long a session is served after its last verification while the store cannot answer.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Span")]
     pub hot_grace: Duration,
 }
 

@@ -1,9 +1,10 @@
 //! Which requests are traced, and who is told of them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which requests are traced, and who is told of them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesSection {
     /// Where spans are sent, by OTLP/HTTP in JSON. Without, nothing is traced, and trace headers pass unread.

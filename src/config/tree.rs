@@ -114,6 +114,9 @@ pub(super) fn plain_scalar(text: &str) -> Value {
     }
 }
 
+/// Collections inside each other at most: what reads values goes down into them on its stack.
+const DEEPEST: usize = 32;
+
 /// A collection whose end has not come yet.
 enum Open {
     Mapping { entries: Map<String, Value>, key: Option<String> },
@@ -163,6 +166,9 @@ impl Builder {
     fn begin(&mut self, collection: Open, here: Origin) -> Result<(), Fault> {
         if let Some(Open::Mapping { key: None, .. }) = self.open.last() {
             return Err(Fault::at(Some(here), "", "a key must be a plain word".to_owned()));
+        }
+        if self.open.len() == DEEPEST {
+            return Err(Fault::at(Some(here), "", "nested too deeply".to_owned()));
         }
         self.enter_item(here);
         self.open.push(collection);
@@ -227,6 +233,22 @@ mod tests {
     fn what_reads_two_ways_is_refused() {
         for text in ["a: 1\na: 2\n", "a: &x 1\nb: *x\n", "a: 1\n---\nb: 2\n", "- 1\n", "a: [1\n"] {
             assert!(Tree::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nesting_has_a_bound() {
+        let nested = |depth: usize| Tree::parse(&format!("a: {}{}", "[".repeat(depth), "]".repeat(depth)));
+        assert!(nested(DEEPEST - 1).is_ok());
+        for depth in [DEEPEST, 100_000] {
+            assert!(nested(depth).is_err(), "{depth}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in "[a-c:\\-\\[\\]{}&*!|>'\"#?, \n%@~1.]{0,60}") {
+            let _ = Tree::parse(&text);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::proof::{self, Exposure};
 use super::route::ApiRoute;
 use super::slots::Presented;
 use super::target::{Target, is_visit_name};
-use super::{Ended, Gateway, Visit};
+use super::{EdgeTenant, Ended, Gateway, Visit};
 use crate::broker::{Credential, Demand, Permit};
 use crate::config::routes::{Access, RouteLimit};
 use crate::error::GatewayError;
@@ -76,16 +76,10 @@ impl Gateway {
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
         let presented = presented?;
         let safe = head.method.is_safe();
-        let exposure = Exposure {
-            rides_on_cookie: presented.cookie || presented.placeholder,
-            may_set_cookie: false,
-            changes_state: !safe || upgrades,
-        };
-        proof::demand(&head.headers, visit.origins(), exposure)?;
-        let came_with_cookie = presented.cookie;
+        proof::demand(&head.headers, visit.origins(), exposure(&presented, safe, upgrades))?;
+        let bears_nothing = presented.bears_nothing();
         let mut credential = Self::noted(visit, presented);
-        let bears_nothing = credential.is_none() && !came_with_cookie;
-        if bears_nothing && can_set_cookie && self.creates_visitor(route, head, visit)? {
+        if bears_nothing && can_set_cookie && creates_visitor(route, head, visit.tenant)? {
             self.limits.visitor(address)?;
             let tenant = visit.tenant_id().ok_or(GatewayError::UnknownTenant)?;
             let cookie = Box::pin(self.broker.visitor_on_demand(tenant)).await?;
@@ -108,21 +102,34 @@ impl Gateway {
         };
         Ok((permit, visits.into_iter().map(Cow::into_owned).collect()))
     }
+}
 
-    /// Whether this request brings a visitor into being: a browser's, on a route that needs one, with proof.
-    fn creates_visitor(&self, route: &ApiRoute, head: &RequestHeader, visit: &Visit<'_>) -> Result<bool, GatewayError> {
-        let Some(tenant) = visit.tenant else { return Ok(false) };
-        if route.access != Access::Visitor || tenant.transport_at_birth(&head.headers) != Transport::Cookie {
-            return Ok(false);
-        }
-        let exposure = Exposure { rides_on_cookie: false, may_set_cookie: true, changes_state: true };
-        proof::demand(&head.headers, &tenant.origins, exposure)?;
-        Ok(true)
+/// What an API request risks.
+pub(super) const fn exposure(presented: &Presented, safe: bool, upgrades: bool) -> Exposure {
+    Exposure {
+        rides_on_cookie: presented.cookie || presented.placeholder,
+        may_set_cookie: false,
+        changes_state: !safe || upgrades,
     }
 }
 
+/// Whether this request brings a visitor into being: a browser's, on a route that needs one, with proof.
+pub(super) fn creates_visitor(
+    route: &ApiRoute,
+    head: &RequestHeader,
+    tenant: Option<&EdgeTenant>,
+) -> Result<bool, GatewayError> {
+    let Some(tenant) = tenant else { return Ok(false) };
+    if route.access != Access::Visitor || tenant.transport_at_birth(&head.headers) != Transport::Cookie {
+        return Ok(false);
+    }
+    let exposure = Exposure { rides_on_cookie: false, may_set_cookie: true, changes_state: true };
+    proof::demand(&head.headers, &tenant.origins, exposure)?;
+    Ok(true)
+}
+
 /// The ids of visits that a request names, in its query and its headers.
-fn visits<'r>(head: &'r RequestHeader, target: &Target<'r>) -> Result<Vec<Cow<'r, str>>, GatewayError> {
+pub(super) fn visits<'r>(head: &'r RequestHeader, target: &Target<'r>) -> Result<Vec<Cow<'r, str>>, GatewayError> {
     let mut visits: Vec<Cow<'_, str>> = target.visits().collect();
     for (name, value) in &head.headers {
         if name.as_str().len() <= 10 && is_visit_name(name.as_str()) {

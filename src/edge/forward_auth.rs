@@ -15,10 +15,10 @@ use pingora::server::ShutdownWatch;
 use super::api::Asked;
 use super::listener::{KEEPALIVE_SECONDS, UnderWay};
 use super::respond::Answer;
-use super::route::Route;
+use super::route::{ApiRoute, Route};
 use super::slots::SAAS_TOKEN;
 use super::target::Target;
-use super::{CurrentGateway, Gateway, Visit, check_framing, headers, is_registered, proof};
+use super::{CurrentGateway, Gateway, Visit, check_framing, check_size, headers, is_registered, proof};
 use crate::broker::Permit;
 use crate::config::routes::{OnSuccess, RouteLimit};
 use crate::error::GatewayError;
@@ -78,23 +78,15 @@ impl Gateway {
         dialect: Dialect,
         visit: &mut Visit<'g>,
     ) -> Result<Permit, GatewayError> {
-        self.check_size(&http.req_header().headers)?;
+        check_size(&http.req_header().headers, self.limits_section.head_bytes)?;
         check_framing(http)?;
         let original = Original::of(dialect, http.req_header())?;
         let target = Target::parse(&original.target)?;
-        // The proxy passes on what we would take out.
-        let disguised = original.head.headers.keys().any(headers::disguises) || original.tunnels();
-        if disguised || target.carries_credential(&[]) {
-            return Err(GatewayError::Denied);
-        }
+        check_disguise(&target, &original.head.headers)?;
         let found = self.routes.find(original.head.method.as_str(), target.path);
         visit.tenant = self.tenant_of(&found, &target, &original.head)?;
         visit.cors = proof::cors(&original.head.headers, visit.origins(), false);
-        let route = match found.route {
-            // What has to be done behind the API's answer can only be done by who sees it.
-            Route::Api(route) if route.on_success == OnSuccess::Nothing => route,
-            _ => return Err(GatewayError::Denied),
-        };
+        let route = judgeable(found.route)?;
         visit.class = route.class();
         let asked = Asked {
             head: &original.head,
@@ -109,6 +101,21 @@ impl Gateway {
             self.limits.sign_in(asked.address, None)?;
         }
         Ok(permit)
+    }
+}
+
+/// Refuses what the proxy would pass on and we would take out.
+pub(super) fn check_disguise(target: &Target<'_>, fields: &HeaderMap) -> Result<(), GatewayError> {
+    let disguised = target.carries_credential(&[]) || fields.keys().any(headers::disguises) || tunnels(fields);
+    if disguised { Err(GatewayError::Denied) } else { Ok(()) }
+}
+
+/// The route, where there can be a verdict about it: what has to be done behind the API's answer can only be done by who
+/// sees it.
+pub(super) fn judgeable(route: &Route) -> Result<&ApiRoute, GatewayError> {
+    match route {
+        Route::Api(route) if route.on_success == OnSuccess::Nothing => Ok(route),
+        _ => Err(GatewayError::Denied),
     }
 }
 
@@ -187,12 +194,12 @@ impl Original {
     fn upgrades(&self) -> bool {
         self.head.headers.contains_key(UPGRADE) || self.head.headers.contains_key("sec-websocket-key")
     }
+}
 
-    /// Whether it asks for a protocol that nobody could judge a request of.
-    fn tunnels(&self) -> bool {
-        let mut asked = self.head.headers.get_all(UPGRADE).iter();
-        asked.any(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
-    }
+/// Whether another protocol is asked for than a WebSocket: nobody could judge a request inside it.
+fn tunnels(fields: &HeaderMap) -> bool {
+    let mut asked = fields.get_all(UPGRADE).iter();
+    asked.any(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 const UNTOLD: GatewayError = GatewayError::BadRequest("the proxy does not tell method and target of the original");

@@ -85,8 +85,7 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     let head = &mut parts.headers;
     let nominated = nominated(&client.headers);
     for (name, value) in &client.headers {
-        let nominated = || nominated.iter().any(|known| known == name.as_str());
-        if *name == COOKIE || is_never_forwarded(name) || nominated() || carries_handle(value.as_bytes()) {
+        if *name == COOKIE || is_dropped(name, value, &nominated) {
             continue;
         }
         head.try_append(name, value.clone()).map_err(fits)?;
@@ -136,6 +135,19 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<Re
     let mut head = RequestHeader::from(parts);
     head.set_raw_path(client.raw_path()).map_err(|_| GatewayError::BadTarget("it cannot be forwarded"))?;
     Ok(head)
+}
+
+fn is_dropped(name: &HeaderName, value: &HeaderValue, nominated: &[String]) -> bool {
+    is_never_forwarded(name) || nominated.iter().any(|known| known == name.as_str()) || carries_handle(value.as_bytes())
+}
+
+/// The names of the client's fields that do not go upstream as they came.
+pub(super) fn stripped(client: &HeaderMap, cookie_name: &str) -> Vec<String> {
+    let nominated = nominated(client);
+    let cookies_change = client.get(COOKIE) != cookies_of_others(client, cookie_name).as_ref();
+    let dropped = |name: &HeaderName| client.get_all(name).iter().any(|value| is_dropped(name, value, &nominated));
+    let names = client.keys().filter(|name| if **name == COOKIE { cookies_change } else { dropped(name) });
+    names.map(ToString::to_string).collect()
 }
 
 /// Whether a body's framing reads one way only: one length in digits, or chunks and no other coding.

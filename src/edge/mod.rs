@@ -4,6 +4,7 @@
 pub mod admin;
 mod api;
 mod drain;
+pub mod explain;
 mod forward;
 pub mod forward_auth;
 mod headers;
@@ -25,7 +26,6 @@ mod upstream;
 mod visit;
 mod webhook;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,9 +38,8 @@ use pingora::protocols::http::ServerSession;
 
 use crate::broker::{Broker, Credential};
 use crate::clock::Clock;
-use crate::config::{Config, ForwardAuthSection, LimitsSection, TenantSection};
+use crate::config::{Config, Finding, ForwardAuthSection, LimitsSection};
 use crate::error::GatewayError;
-use crate::session::TenantId;
 use crate::telemetry::trace::Tracer;
 use crate::telemetry::{Census, Label, Metrics, Outcome, RouteClass};
 use drain::Drain;
@@ -48,11 +47,11 @@ use limits::Limits;
 use listener::final_head;
 use repeats::Repeats;
 use respond::{Answer, Cookies};
-use route::{Route, RouteTable};
+use route::{Route, RouteTable, RuleFault, RuleSource};
 use slots::Presented;
 use target::Target;
 use upstream::Upstream;
-use visit::{EdgeTenant, Visit};
+use visit::{EdgeTenant, Tenants, Visit};
 
 /// The edge of the gateway: what every request passes.
 pub struct Gateway {
@@ -62,8 +61,7 @@ pub struct Gateway {
     limits: Arc<Limits>,
     limits_section: LimitsSection,
     cookies: Cookies,
-    tenants: HashMap<TenantId, EdgeTenant>,
-    hosts: HashMap<String, TenantId>,
+    tenants: Tenants,
     trusted_proxies: Vec<IpNet>,
     log_access: bool,
     metrics: Arc<Metrics>,
@@ -146,23 +144,16 @@ impl Gateway {
     }
 
     fn of(config: &Config, standing: Standing) -> Result<Self, String> {
-        let tenant = |id: &TenantId, section: &TenantSection| EdgeTenant {
-            id: *id,
-            transport: section.transport,
-            origins: section.origins.clone(),
-        };
-        let hosts =
-            config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
         let Standing { broker, upstream, limits, under_way, repeats, drain, metrics, tracer } = standing;
         Ok(Self {
             broker,
-            routes: RouteTable::new(&config.routes)?,
+            routes: RouteTable::new(&config.routes)
+                .map_err(|faults| faults.into_iter().next().map_or_else(String::new, |fault| fault.message))?,
             upstream,
             limits,
             limits_section: config.limits.clone(),
             cookies: Cookies::new(&config.cookie),
-            tenants: config.tenants.iter().map(|(id, section)| (*id, tenant(id, section))).collect(),
-            hosts: hosts.collect(),
+            tenants: Tenants::new(config),
             trusted_proxies: config.listen.trusted_proxies.clone(),
             log_access: config.log.access,
             metrics,
@@ -174,12 +165,14 @@ impl Gateway {
         })
     }
 
-    /// What of a configuration only this room can judge.
-    ///
-    /// # Errors
-    /// What is wrong with its routes.
-    pub fn check(config: &Config) -> Result<(), String> {
-        RouteTable::new(&config.routes).map(|_| ())
+    /// What of a configuration only this room can judge: everything that is wrong with its routes.
+    #[must_use]
+    pub fn check(config: &Config) -> Vec<Finding> {
+        let finding = |RuleFault { source, message }| match source {
+            RuleSource::Own(index) => Finding::fault(format!("routes.{index}"), message),
+            RuleSource::BuiltIn | RuleSource::Shipped => Finding::fault("routes", message),
+        };
+        RouteTable::new(&config.routes).err().unwrap_or_default().into_iter().map(finding).collect()
     }
 
     /// Keeps the API's name resolved and what idles tidy; runs until dropped.
@@ -216,7 +209,7 @@ impl Gateway {
         visit: &mut Visit<'g>,
     ) -> Result<Ended, GatewayError> {
         let head = http.req_header();
-        self.check_size(&head.headers)?;
+        check_size(&head.headers, self.limits_section.head_bytes)?;
         check_framing(http)?;
         let raw = head.raw_path().to_vec();
         let target = Target::parse(&raw)?;
@@ -248,11 +241,6 @@ impl Gateway {
             Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
             Route::Closed => Err(GatewayError::Denied),
         }
-    }
-
-    fn check_size(&self, headers: &HeaderMap) -> Result<(), GatewayError> {
-        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        if size > self.limits_section.head_bytes { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
     }
 
     /// Notes what the answer owes a page of another origin, and answers its preflight before any lookup.
@@ -341,6 +329,11 @@ impl Gateway {
             tracing::info!(method, route, tenant, status, millis, "request");
         }
     }
+}
+
+fn check_size(headers: &HeaderMap, most: usize) -> Result<(), GatewayError> {
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if size > most { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
 }
 
 /// Refuses heads that another reader might take for something else (RFC 9112, sections 2.2, 3.2 and 6).

@@ -27,12 +27,7 @@ impl Gateway {
         let presented = Presented::take(headers, self.cookies.name(), &[]);
         visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
         let presented = presented?;
-        let exposure = Exposure {
-            rides_on_cookie: presented.cookie || presented.placeholder,
-            may_set_cookie: false,
-            changes_state: route != OwnRoute::Session,
-        };
-        proof::demand(headers, visit.origins(), exposure)?;
+        proof::demand(headers, visit.origins(), exposure(route, &presented))?;
         let credential = Self::noted(visit, presented).ok_or(GatewayError::SessionRequired)?;
         let tenant = visit.tenant_id();
         match route {
@@ -46,5 +41,14 @@ impl Gateway {
                 Ok(self.logged_out(&credential))
             }
         }
+    }
+}
+
+/// What an endpoint of our own risks: all but one end sessions.
+pub(super) fn exposure(route: OwnRoute, presented: &Presented) -> Exposure {
+    Exposure {
+        rides_on_cookie: presented.cookie || presented.placeholder,
+        may_set_cookie: false,
+        changes_state: route != OwnRoute::Session,
     }
 }

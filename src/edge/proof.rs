@@ -44,11 +44,16 @@ pub(super) struct Exposure {
 
 /// Demands proof where a cross-site page could have caused the request.
 pub(super) fn demand(headers: &HeaderMap, origins: &[String], exposure: Exposure) -> Result<(), GatewayError> {
-    let exposed = || exposure.rides_on_cookie || exposure.may_set_cookie || headers.contains_key(SEC_FETCH_SITE);
-    if !exposure.changes_state || !exposed() || is_proven(headers, origins) {
+    if !is_demanded(headers, exposure) || is_proven(headers, origins) {
         return Ok(());
     }
     Err(GatewayError::ProofRequired)
+}
+
+/// Whether a cross-site page could have caused the request, and would have done harm.
+pub(super) fn is_demanded(headers: &HeaderMap, exposure: Exposure) -> bool {
+    let exposed = || exposure.rides_on_cookie || exposure.may_set_cookie || headers.contains_key(SEC_FETCH_SITE);
+    exposure.changes_state && exposed()
 }
 
 fn is_proven(headers: &HeaderMap, origins: &[String]) -> bool {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use matchit::Router;
+use matchit::{InsertError, Router};
 
 use crate::config::routes::{Access, Inject, OnSuccess, RouteLimit, RouteRule, SHIPPED, SaasInjection};
 use crate::telemetry::RouteClass;
@@ -92,11 +92,34 @@ pub(super) struct Found<'t, 'p> {
     pub(super) token: Option<&'p str>,
     /// The template's other methods, when this one is not among them.
     pub(super) wrong_method: bool,
+    /// The rule that says so, where one does.
+    pub(super) rule: Option<&'t Rule>,
 }
 
-struct Rule {
-    methods: Vec<&'static str>,
+/// What is done for the methods of a template.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub(super) methods: Vec<&'static str>,
     route: Route,
+    pub(super) source: RuleSource,
+    /// Its template, as it was written.
+    pub(super) path: String,
+}
+
+/// Who made a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RuleSource {
+    BuiltIn,
+    /// The deployment: its rule at this index.
+    Own(usize),
+    Shipped,
+}
+
+/// What is wrong with the rules: whose, and why.
+#[derive(Debug)]
+pub(super) struct RuleFault {
+    pub(super) source: RuleSource,
+    pub(super) message: String,
 }
 
 /// The routes, ready to be searched.
@@ -135,55 +158,55 @@ impl RouteTable {
     /// The built-in routes, then `own` rules, then the shipped table.
     ///
     /// # Errors
-    /// What is wrong with a rule.
-    pub(super) fn new(own: &[RouteRule]) -> Result<Self, String> {
+    /// Everything that is wrong with the rules.
+    pub(super) fn new(own: &[RouteRule]) -> Result<Self, Vec<RuleFault>> {
         let mut templates = Templates::default();
         for (path, method, route) in TOKEN_ROUTES {
-            templates.add(path, &Rule { methods: vec![method], route: Route::Token(route) });
+            templates.add(&Rule::built_in(path, vec![method], Route::Token(route)));
             if let Some(rest) = path.strip_prefix("/customer/") {
                 let legacy = format!("/caas-customer/{rest}");
-                templates.add(&legacy, &Rule { methods: vec![method], route: Route::Token(route) });
+                templates.add(&Rule::built_in(&legacy, vec![method], Route::Token(route)));
             }
         }
         for (path, method, route) in OWN_ROUTES {
-            templates.add(path, &Rule { methods: vec![method], route: Route::Own(route) });
+            templates.add(&Rule::built_in(path, vec![method], Route::Own(route)));
         }
-        templates.add(WEBHOOK_ROUTE, &Rule { methods: vec!["POST"], route: Route::Webhook });
+        templates.add(&Rule::built_in(WEBHOOK_ROUTE, vec!["POST"], Route::Webhook));
         for path in CLOSED {
-            templates.add(path, &Rule { methods: Vec::new(), route: Route::Closed });
+            templates.add(&Rule::built_in(path, Vec::new(), Route::Closed));
         }
-        let shipped: Vec<RouteRule> = serde_saphyr::from_str(SHIPPED).map_err(|error| error.to_string())?;
-        for rule in own.iter().chain(&shipped) {
-            check_template(&rule.path)?;
-            if templates.is_token_route(&rule.path) {
-                return Err(format!("route {}: the gateway answers it itself", rule.path));
+        let shipped: Vec<RouteRule> = serde_saphyr::from_str(SHIPPED)
+            .map_err(|error| vec![RuleFault { source: RuleSource::Shipped, message: error.to_string() }])?;
+        let own = own.iter().enumerate().map(|(index, rule)| (RuleSource::Own(index), rule));
+        let mut faults = Vec::new();
+        for (source, rule) in own.chain(shipped.iter().map(|rule| (RuleSource::Shipped, rule))) {
+            match templates.check(&rule.path) {
+                Ok(()) => templates.add(&compiled(rule, source)),
+                Err(message) => faults.push(RuleFault { source, message }),
             }
-            templates.add(&rule.path, &compiled(rule));
         }
         templates.name_tenants("/{service}/{tenant}");
-        let mut rules = Router::new();
-        for (template, methods) in templates.known {
-            rules.insert(template.clone(), methods).map_err(|error| format!("route {template}: {error}"))?;
-        }
-        Ok(Self { rules, fallback: Route::Api(DEFAULT) })
+        let (rules, contradictions) = templates.into_router();
+        faults.extend(contradictions);
+        if faults.is_empty() { Ok(Self { rules, fallback: Route::Api(DEFAULT) }) } else { Err(faults) }
     }
 
     /// The route of `method` on `path`.
     pub(super) fn find<'t, 'p>(&'t self, method: &str, path: &'p str) -> Found<'t, 'p> {
         let Ok(found) = self.rules.at(path) else {
-            return Found { route: self.unnamed(path), tenant: None, token: None, wrong_method: false };
+            return Found { route: self.unnamed(path), tenant: None, token: None, wrong_method: false, rule: None };
         };
         let (tenant, token) = (found.params.get("tenant"), found.params.get("token"));
         let rule = found.value.iter().find(|rule| rule.methods.is_empty() || rule.methods.contains(&method));
         match rule {
             Some(Rule { route: Route::Api(_), .. }) if !is_plain_service(path) => {
-                Found { route: &Route::Closed, tenant, token, wrong_method: false }
+                Found { route: &Route::Closed, tenant, token, wrong_method: false, rule }
             }
-            Some(rule) => Found { route: &rule.route, tenant, token, wrong_method: false },
+            Some(known) => Found { route: &known.route, tenant, token, wrong_method: false, rule },
             // A template of named methods says nothing of the others: they are as if no rule named them.
             None => {
                 let wrong_method = !found.value.is_empty() && is_closed_family(path);
-                Found { route: self.unnamed(path), tenant, token, wrong_method }
+                Found { route: self.unnamed(path), tenant, token, wrong_method, rule }
             }
         }
     }
@@ -217,14 +240,20 @@ fn is_closed_family(path: &str) -> bool {
     CLOSED_FAMILIES.contains(&service)
 }
 
-fn compiled(rule: &RouteRule) -> Rule {
-    let RouteRule { path: _, methods, access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success } =
+impl Rule {
+    fn built_in(path: &str, methods: Vec<&'static str>, route: Route) -> Self {
+        Self { methods, route, source: RuleSource::BuiltIn, path: path.to_owned() }
+    }
+}
+
+fn compiled(rule: &RouteRule, source: RuleSource) -> Rule {
+    let RouteRule { path, methods, access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success } =
         rule.clone();
     let route = match access {
         Access::Deny => Route::Closed,
         access => Route::Api(ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success }),
     };
-    Rule { methods: methods.iter().map(|method| method.as_str()).collect(), route }
+    Rule { methods: methods.iter().map(|method| method.as_str()).collect(), route, source, path }
 }
 
 /// A rule's template: literal segments, whole-segment parameters, `/**` at the end.
@@ -254,18 +283,47 @@ struct Templates {
 
 impl Templates {
     /// Adds a rule under every spelling of its template: with a trailing slash too, and `/**` as anything below.
-    fn add(&mut self, path: &str, rule: &Rule) {
-        match path.strip_suffix("/**") {
-            Some(base) => {
-                self.push(base.to_owned(), rule);
-                self.push(format!("{base}/"), rule);
-                self.push(format!("{base}/{{*rest}}"), rule);
-            }
-            None => {
-                self.push(path.to_owned(), rule);
-                self.push(format!("{path}/"), rule);
+    fn add(&mut self, rule: &Rule) {
+        let base = rule.path.strip_suffix("/**");
+        let path = base.unwrap_or(&rule.path);
+        self.push(path.to_owned(), rule);
+        self.push(format!("{path}/"), rule);
+        if base.is_some() {
+            self.push(format!("{path}/{{*rest}}"), rule);
+        }
+    }
+
+    /// Whether a rule can be added for the template.
+    fn check(&self, path: &str) -> Result<(), String> {
+        check_template(path)?;
+        if self.is_token_route(path) {
+            return Err(format!("route {path}: the gateway answers it itself"));
+        }
+        Ok(())
+    }
+
+    /// The templates as a router, and each rule that contradicts another one.
+    fn into_router(self) -> (Router<Vec<Rule>>, Vec<RuleFault>) {
+        let (mut router, mut faults) = (Router::new(), Vec::new());
+        let mut placed: HashMap<String, RuleSource> = HashMap::new();
+        for (template, rules) in self.known {
+            let source = rules.first().map_or(RuleSource::Shipped, |rule| rule.source);
+            match router.insert(template.clone(), rules) {
+                Ok(()) => drop(placed.insert(template, source)),
+                Err(error) => {
+                    // The shipped rules agree with each other: what contradicts one of them is a deployment's own.
+                    let other = match &error {
+                        InsertError::Conflict { with } => placed.get(with).copied(),
+                        _ => None,
+                    };
+                    let source = other.filter(|_| source == RuleSource::Shipped).unwrap_or(source);
+                    if !faults.iter().any(|known: &RuleFault| known.source == source) {
+                        faults.push(RuleFault { source, message: format!("route {template}: {error}") });
+                    }
+                }
             }
         }
+        (router, faults)
     }
 
     /// Lets paths below `base` name their tenant, without a rule for them.
@@ -282,8 +340,7 @@ impl Templates {
     }
 
     fn push(&mut self, template: String, rule: &Rule) {
-        let rule = Rule { methods: rule.methods.clone(), route: rule.route.clone() };
-        self.rules_of(template).push(rule);
+        self.rules_of(template).push(rule.clone());
     }
 
     fn rules_of(&mut self, template: String) -> &mut Vec<Rule> {

@@ -28,6 +28,18 @@ pub(super) struct Presented {
     pub(super) cookie: bool,
     /// Whether a placeholder came.
     pub(super) placeholder: bool,
+    /// Where what counts stood.
+    pub(super) slot: Slot,
+}
+
+/// A place of the credential.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Slot {
+    Query,
+    Authorization,
+    SaasToken,
+    #[default]
+    Cookie,
 }
 
 /// A query parameter of a token route that holds a credential.
@@ -47,7 +59,10 @@ impl Presented {
         let bearer = bearer(headers)?.map(|text| held(text, &BEARER_KINDS));
         let slots = asked.chain(bearer).collect::<Result<Vec<Held>, GatewayError>>()?;
         let placeholder = slots.iter().any(|held| matches!(held, Held::Placeholder(_)));
-        let mut presented = Self { cookie: cookie.is_some(), placeholder, credential: None };
+        let mut presented = Self { cookie: cookie.is_some(), placeholder, ..Self::default() };
+        if !slots.is_empty() {
+            presented.slot = if query.is_empty() { Slot::Authorization } else { Slot::Query };
+        }
         let mut slots = slots.into_iter();
         presented.credential = match slots.next() {
             Some(Held::Handle(handle)) => {
@@ -61,11 +76,19 @@ impl Presented {
             Some(Held::Jwt(token)) => Some(Credential::Jwt(token)),
             Some(Held::Foreign(token)) => Some(Credential::Foreign(token)),
             None => match saas_handle(headers)? {
-                Some(handle) if cookie.is_none() => Some(Credential::Handle(handle, Vec::new())),
+                Some(handle) if cookie.is_none() => {
+                    presented.slot = Slot::SaasToken;
+                    Some(Credential::Handle(handle, Vec::new()))
+                }
                 _ => cookie.map(|handle| handle.map(|handle| Credential::Cookie(handle, None))).transpose()?,
             },
         };
         Ok(presented)
+    }
+
+    /// Whether the client holds nothing of ours.
+    pub(super) const fn bears_nothing(&self) -> bool {
+        self.credential.is_none() && !self.cookie
     }
 }
 

@@ -95,30 +95,9 @@ impl Gateway {
         visit: &mut Visit<'_>,
     ) -> Result<Option<Credential>, GatewayError> {
         let headers = &http.req_header().headers;
-        let edge_tenant = self.edge_tenant(tenant)?;
-        let presented = Presented::take(headers, self.cookies.name(), &query.slots(route));
-        let forgives = route == TokenRoute::AnonymousLogin;
-        visit.by_cookie = matches!(presented, Err(GatewayError::SessionGone));
-        let mut presented = match presented {
-            // A dead credential on anonymous login is as good as none.
-            Err(GatewayError::SessionGone | GatewayError::SessionEnded) if forgives => {
-                Presented { cookie: visit.by_cookie, ..Presented::default() }
-            }
-            presented => presented?,
-        };
-        // Foreign Bearers are adopted on API routes alone.
-        if matches!(presented.credential, Some(Credential::Foreign(_))) {
-            if !forgives {
-                return Err(GatewayError::SessionEnded);
-            }
-            presented.credential = None;
-        }
-        let gives_birth = presented.credential.is_none() && !matches!(route, TokenRoute::Refresh | TokenRoute::Logout);
-        let exposure = Exposure {
-            rides_on_cookie: presented.cookie || presented.placeholder,
-            may_set_cookie: gives_birth && edge_tenant.transport_at_birth(headers) == Transport::Cookie,
-            changes_state: true,
-        };
+        let edge_tenant = self.tenants.get(tenant.as_str())?;
+        let presented = presented(headers, self.cookies.name(), route, query, &mut visit.by_cookie)?;
+        let exposure = exposure(headers, route, &presented, edge_tenant);
         proof::demand(headers, &edge_tenant.origins, exposure)?;
         Ok(Self::noted(visit, presented))
     }
@@ -189,15 +168,53 @@ impl Gateway {
     }
 
     fn edge_tenant(&self, tenant: &TenantId) -> Result<&EdgeTenant, GatewayError> {
-        self.tenants.get(tenant).ok_or(GatewayError::UnknownTenant)
+        self.tenants.get(tenant.as_str())
+    }
+}
+
+/// What a token route takes for its credential; `by_cookie` notes whether the cookie's session is gone.
+pub(super) fn presented(
+    headers: &HeaderMap,
+    cookie_name: &str,
+    route: TokenRoute,
+    query: &Query,
+    by_cookie: &mut bool,
+) -> Result<Presented, GatewayError> {
+    let presented = Presented::take(headers, cookie_name, &query.slots(route));
+    let forgives = route == TokenRoute::AnonymousLogin;
+    *by_cookie = matches!(presented, Err(GatewayError::SessionGone));
+    let mut presented = match presented {
+        // A dead credential on anonymous login is as good as none.
+        Err(GatewayError::SessionGone | GatewayError::SessionEnded) if forgives => {
+            Presented { cookie: *by_cookie, ..Presented::default() }
+        }
+        presented => presented?,
+    };
+    // Foreign Bearers are adopted on API routes alone.
+    if matches!(presented.credential, Some(Credential::Foreign(_))) {
+        if !forgives {
+            return Err(GatewayError::SessionEnded);
+        }
+        presented.credential = None;
+    }
+    Ok(presented)
+}
+
+/// What a token route risks: it changes state, also by GET, and may give birth to a cookie.
+pub(super) fn exposure(headers: &HeaderMap, route: TokenRoute, presented: &Presented, tenant: &EdgeTenant) -> Exposure {
+    let gives_birth = presented.credential.is_none() && !matches!(route, TokenRoute::Refresh | TokenRoute::Logout);
+    Exposure {
+        rides_on_cookie: presented.cookie || presented.placeholder,
+        may_set_cookie: gives_birth && tenant.transport_at_birth(headers) == Transport::Cookie,
+        changes_state: true,
     }
 }
 
 /// The parameters of a token route; each at most once.
-struct Query(Vec<(String, Zeroizing<String>)>);
+pub(super) struct Query(Vec<(String, Zeroizing<String>)>);
 
 impl Query {
-    fn parse(target: &Target<'_>) -> Result<Self, GatewayError> {
+    pub(super) fn parse(target: &Target<'_>) -> Result<Self, GatewayError> {
         let mut parameters: Vec<(String, Zeroizing<String>)> = Vec::new();
         for (name, value) in target.parameters() {
             if parameters.iter().any(|(known, _)| *known == name) {
@@ -237,7 +254,7 @@ impl Query {
 }
 
 /// The query parameters of `route` that hold a credential, and its kind; the first that is present counts.
-const fn slots(route: TokenRoute) -> &'static [(&'static str, HandleKind)] {
+pub(super) const fn slots(route: TokenRoute) -> &'static [(&'static str, HandleKind)] {
     match route {
         TokenRoute::Refresh => &[("refreshToken", HandleKind::CustomerRefresh)],
         TokenRoute::Logout => &[("accessToken", HandleKind::CustomerAccess)],

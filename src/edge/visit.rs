@@ -1,6 +1,7 @@
 //! Who came: the tenant that a request names, the address that it comes from, and what its answer owes to both.
 //! Names that contradict each other are refused; addresses are believed of trusted proxies only.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use pingora::protocols::http::ServerSession;
 use super::route::{Found, Route, TokenRoute};
 use super::target::Target;
 use super::{Gateway, proof};
-use crate::config::TransportMode;
+use crate::config::{Config, TenantSection, TransportMode};
 use crate::error::GatewayError;
 use crate::session::{TenantId, Transport};
 use crate::telemetry::trace::{Span, SpanKind};
@@ -90,15 +91,47 @@ impl<'g> Visit<'g> {
     }
 }
 
-impl Gateway {
+/// What names a request's tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NamedBy {
+    Path,
+    Query,
+    Header,
+    Host,
+    /// Nothing: there is only one.
+    Default,
+}
+
+/// The tenants that are served, by name and by host.
+pub(super) struct Tenants {
+    known: HashMap<TenantId, EdgeTenant>,
+    hosts: HashMap<String, TenantId>,
+}
+
+impl Tenants {
+    /// The tenants of `config`.
+    pub(super) fn new(config: &Config) -> Self {
+        let tenant = |(id, section): (&TenantId, &TenantSection)| {
+            (*id, EdgeTenant { id: *id, transport: section.transport, origins: section.origins.clone() })
+        };
+        let hosts =
+            config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
+        Self { known: config.tenants.iter().map(tenant).collect(), hosts: hosts.collect() }
+    }
+
+    /// The tenant of this name.
+    pub(super) fn get(&self, name: &str) -> Result<&EdgeTenant, GatewayError> {
+        self.known.get(name).ok_or(GatewayError::UnknownTenant)
+    }
+
     /// The tenant that the request names: in its path, in the query of the anonymous routes, in `Emporix-Tenant`, by
     /// its host. Names that contradict each other are refused; without one, the session decides.
-    pub(super) fn tenant_of(
+    pub(super) fn named(
         &self,
         found: &Found<'_, '_>,
         target: &Target<'_>,
         head: &RequestHeader,
-    ) -> Result<Option<&EdgeTenant>, GatewayError> {
+    ) -> Result<Option<(&EdgeTenant, NamedBy)>, GatewayError> {
         let in_query = match found.route {
             Route::Token(TokenRoute::AnonymousLogin | TokenRoute::AnonymousRefresh) => {
                 let mut named = target.parameters().filter(|(name, _)| name == "tenant" || name == "hybris-tenant");
@@ -110,37 +143,48 @@ impl Gateway {
             }
             _ => None,
         };
-        let in_path = found.tenant.or(in_query.as_deref());
-        let named = in_path.map(|name| self.known_tenant(name)).transpose()?;
+        let in_path = found.tenant.map(|name| (name, NamedBy::Path));
+        let in_target = in_path.or_else(|| in_query.as_deref().map(|name| (name, NamedBy::Query)));
+        let named = in_target.map(|(name, by)| Ok::<_, GatewayError>((self.get(name)?, by))).transpose()?;
         let mut in_headers = head.headers.get_all(EMPORIX_TENANT).iter();
         let in_header = match in_headers.next() {
-            Some(value) => Some(self.known_tenant(value.to_str().unwrap_or_default())?),
+            Some(value) => Some(self.get(value.to_str().unwrap_or_default())?),
             None => None,
         };
         if in_headers.next().is_some() {
             return Err(GatewayError::BadRequest("Emporix-Tenant stands twice"));
         }
         match (named, in_header) {
-            (Some(named), Some(other)) if named.id != other.id => Err(GatewayError::TenantMismatch),
-            (Some(tenant), _) | (None, Some(tenant)) => Ok(Some(tenant)),
-            (None, None) => Ok(self.tenant_of_host(head)),
+            (Some((named, _)), Some(other)) if named.id != other.id => Err(GatewayError::TenantMismatch),
+            (Some(named), _) => Ok(Some(named)),
+            (None, Some(tenant)) => Ok(Some((tenant, NamedBy::Header))),
+            (None, None) => Ok(self.of_host(head)),
         }
     }
 
-    fn known_tenant(&self, name: &str) -> Result<&EdgeTenant, GatewayError> {
-        self.tenants.get(name).ok_or(GatewayError::UnknownTenant)
-    }
-
-    fn tenant_of_host(&self, head: &RequestHeader) -> Option<&EdgeTenant> {
-        if self.tenants.len() == 1 {
-            return self.tenants.values().next();
+    fn of_host(&self, head: &RequestHeader) -> Option<(&EdgeTenant, NamedBy)> {
+        if self.known.len() == 1 {
+            return self.known.values().next().map(|tenant| (tenant, NamedBy::Default));
         }
         let authority = match head.uri.authority() {
             Some(authority) => authority.as_str(),
             None => head.headers.get(HOST)?.to_str().ok()?,
         };
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        self.hosts.get(&host.to_ascii_lowercase()).and_then(|tenant| self.tenants.get(tenant))
+        let tenant = self.hosts.get(&host.to_ascii_lowercase()).and_then(|tenant| self.known.get(tenant))?;
+        Some((tenant, NamedBy::Host))
+    }
+}
+
+impl Gateway {
+    /// The tenant that the request names.
+    pub(super) fn tenant_of(
+        &self,
+        found: &Found<'_, '_>,
+        target: &Target<'_>,
+        head: &RequestHeader,
+    ) -> Result<Option<&EdgeTenant>, GatewayError> {
+        Ok(self.tenants.named(found, target, head)?.map(|(tenant, _)| tenant))
     }
 
     /// The client's address: the connection's, or what proxies that are trusted, or among `peers`, say of it.

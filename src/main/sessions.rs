@@ -3,28 +3,23 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use emporix_gateway::config::{self, Secret};
+use emporix_gateway::config::Secret;
 use humantime_serde::re::humantime::format_rfc3339_seconds;
-use reqwest::{Method, Url, redirect};
 use serde_json::{Map, Value};
 
-use super::{FAULTY, UNAVAILABLE};
+use super::admin::{Listener, Question};
+use super::{FAULTY, Failure, UNAVAILABLE, plain};
 
 /// Where the token stands when no file is named: the variable that overrides the key in the gateway's own configuration.
 const TOKEN_VARIABLE: &str = "EMPORIX_GATEWAY__ADMIN__TOKEN";
 
-/// Where an admin listener is unless something else is said.
-const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
-
 /// A whole tenant may take this long. The gateway goes on when nobody waits any more.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(3_600);
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is done with sessions.
 #[derive(Subcommand)]
@@ -71,12 +66,8 @@ pub(super) struct Revoke {
 /// The gateway that is asked, and how the answer is shown.
 #[derive(Args)]
 struct RunningGateway {
-    /// Its admin listener; by default the one of --config, or http://127.0.0.1:9090.
-    #[arg(long, value_name = "URL")]
-    admin: Option<String>,
-    /// Its configuration: tells address and token.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    listener: Listener,
     /// A file with the admin token; by default EMPORIX_GATEWAY__ADMIN__TOKEN of the environment.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -85,23 +76,19 @@ struct RunningGateway {
     json: bool,
 }
 
-/// The largest answer that is read: 1,000 sessions are far less.
-const MOST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
-
-/// A failure: exit code and message.
-type Failure = (u8, String);
-
 /// Does it, and returns what is to be shown.
 pub(super) fn run(command: &Sessions, environment: HashMap<String, String>) -> Result<String, Failure> {
     match command {
         Sessions::List(list) => {
-            let mut call = Call::new(&list.gateway, environment, Method::GET, "/admin/sessions")?;
-            call.url.query_pairs_mut().append_pair("tenant", &list.tenant).append_pair("customer", &list.customer);
-            call.send(String::new(), list.gateway.json, table)
+            let gateway = &list.gateway;
+            let mut question = gateway.question(environment, "/admin/sessions", LIST_TIMEOUT)?;
+            question.url.query_pairs_mut().append_pair("tenant", &list.tenant).append_pair("customer", &list.customer);
+            gateway.show(question, table)
         }
         Sessions::Revoke(revoke) => {
-            let call = Call::new(&revoke.gateway, environment, Method::POST, "/admin/sessions/revoke")?;
-            call.send(Value::Object(revoke.wish()).to_string(), revoke.gateway.json, ended)
+            let gateway = &revoke.gateway;
+            let question = gateway.question(environment, "/admin/sessions/revoke", REVOKE_TIMEOUT)?;
+            gateway.show(Question { body: Some(Value::Object(revoke.wish())), ..question }, ended)
         }
     }
 }
@@ -114,76 +101,36 @@ impl Revoke {
     }
 }
 
-/// One call of the operators' API.
-struct Call {
-    method: Method,
-    url: Url,
-    token: Secret,
-}
-
-impl Call {
-    fn new(
-        gateway: &RunningGateway,
+impl RunningGateway {
+    /// A question about `path`, with the operator's token.
+    fn question(
+        &self,
         environment: HashMap<String, String>,
-        method: Method,
         path: &str,
-    ) -> Result<Self, Failure> {
+        timeout: Duration,
+    ) -> Result<Question, Failure> {
         let from_environment = environment.get(TOKEN_VARIABLE).map(Secret::new);
-        let configured = gateway
-            .config
-            .as_ref()
-            .map(|file| config::load(file, environment.into_iter()).map_err(|faults| (FAULTY, faults.to_string())))
-            .transpose()?
-            .map(|config| config.admin);
-        let token = match &gateway.token_file {
+        let configured = self.listener.configured(environment)?;
+        let token = match &self.token_file {
             Some(file) => Some(read_token(file)?),
             None => from_environment.or_else(|| configured.as_ref()?.token.clone()),
         };
         let token =
             token.ok_or_else(|| (FAULTY, format!("no admin token: name --token-file or set {TOKEN_VARIABLE}")))?;
-        let listener = configured.map(|admin| format!("http://{}", reachable(admin.listen)));
-        let base = gateway.admin.clone().or(listener).unwrap_or_else(|| DEFAULT_ADMIN.to_owned());
-        let url = Url::parse(&base).and_then(|base| base.join(path));
-        let url =
-            url.map_err(|error| (FAULTY, format!("--admin: {error}: expected an address such as {DEFAULT_ADMIN}")))?;
-        Ok(Self { method, url, token })
+        let url = self.listener.url(configured.as_ref(), path)?;
+        Ok(Question { url, token: Some(token), body: None, timeout })
     }
 
-    /// Makes the call. An answer of success is shown by `show`, or as it came.
-    fn send(self, body: String, raw: bool, show: impl FnOnce(&Value) -> Option<String>) -> Result<String, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| (UNAVAILABLE, error.to_string()))?;
-        let (status, text) = runtime.block_on(self.exchange(body)).map_err(|error| {
-            let kind = if error.is_builder() { FAULTY } else { UNAVAILABLE };
-            (kind, format!("the gateway cannot be asked: {}", causes(&error.without_url())))
-        })?;
+    /// Asks. An answer of success is shown by `show`, or as it came.
+    fn show(&self, question: Question, show: impl FnOnce(&Value) -> Option<String>) -> Result<String, Failure> {
+        let (status, text) = question.ask()?;
         let answer: Value = serde_json::from_slice(&text).unwrap_or_default();
         if status != 200 {
             return Err((UNAVAILABLE, refused(status, &answer)));
         }
         let shown =
             show(&answer).ok_or_else(|| (UNAVAILABLE, "the answer is none of an admin listener's".to_owned()))?;
-        Ok(if raw { answer.to_string() } else { shown })
-    }
-
-    async fn exchange(self, body: String) -> reqwest::Result<(u16, Vec<u8>)> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(if self.method == Method::GET { LIST_TIMEOUT } else { REVOKE_TIMEOUT })
-            .build()?;
-        let request = client.request(self.method, self.url).bearer_auth(self.token.expose());
-        let mut answer = request.header("content-type", "application/json").body(body).send().await?;
-        let (status, mut text) = (answer.status().as_u16(), Vec::new());
-        while let Some(piece) = answer.chunk().await? {
-            text.extend_from_slice(&piece);
-            if text.len() > MOST_ANSWER_BYTES {
-                // Cut off, it is no JSON and so no answer.
-                break;
-            }
-        }
-        Ok((status, text))
+        Ok(if self.json { answer.to_string() } else { shown })
     }
 }
 
@@ -191,27 +138,6 @@ fn read_token(file: &PathBuf) -> Result<Secret, Failure> {
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| (FAULTY, format!("--token-file: cannot read {}: {error}", file.display())))?;
     Ok(Secret::new(text.trim_end()))
-}
-
-/// Where a listener on every address is reached from this machine.
-fn reachable(mut listen: SocketAddr) -> SocketAddr {
-    match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    listen
-}
-
-/// The error and what caused it, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
-}
-
-/// Text of an answer as a terminal may show it: what could move its cursor or turn its lines around is left out.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
 }
 
 fn refused(status: u16, answer: &Value) -> String {

@@ -109,6 +109,13 @@ impl RedisStore {
         })
     }
 
+    /// What of `section` only this room can judge, as keys below it and what is wrong there. Opens nothing, and quotes
+    /// nothing: an address may hold a password.
+    #[must_use]
+    pub fn check(section: &RedisSection) -> Vec<(String, String)> {
+        deployment::faults(section)
+    }
+
     /// Keeps the connection alive and the subscription standing; runs until dropped.
     pub async fn tend(&self) {
         tokio::join!(self.keeper.tend(), self.durable.tend(&self.keeper));

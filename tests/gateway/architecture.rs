@@ -23,7 +23,7 @@ const CRATES: [(&str, &[&str]); 5] = [
     ("pingora", &["edge", "app"]),
     ("redis", &["store"]),
     ("moka", &["store", "edge/limits.rs", "broker/flights.rs", "broker/adopt.rs"]),
-    ("reqwest", &["identity", "app", "main/sessions.rs", "telemetry/otlp.rs"]),
+    ("reqwest", &["identity", "app", "main/admin.rs", "main/probe.rs", "telemetry/otlp.rs"]),
     ("jsonwebtoken", &["session/saas_token.rs", "identity/keys.rs"]),
 ];
 

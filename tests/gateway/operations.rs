@@ -1,11 +1,12 @@
 //! What operators rely on: health, metrics, drain, exit codes, and error messages that name their place.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::errands::{program, said};
 use crate::world::{World, eventually, free_port, plain_get};
 
 /// The status of a GET on the admin listener.
@@ -13,15 +14,6 @@ fn admin(world: &World, path: &str) -> (u16, String) {
     let answer = plain_get(world.gateway().admin, path);
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     (status, answer)
-}
-
-fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_emporix-gateway")).args(arguments).output().unwrap()
-}
-
-fn said(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 fn config_of(public: u16, admin: u16) -> tempfile::NamedTempFile {

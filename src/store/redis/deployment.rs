@@ -13,6 +13,8 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
     RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::Mutex;
 
 use super::hearing::Listener;
@@ -217,6 +219,27 @@ fn cluster(
 fn nodes(section: &RedisSection) -> RedisResult<(Vec<ConnectionInfo>, bool)> {
     let parsed: RedisResult<Vec<_>> = section.nodes.iter().map(|node| node.as_str().into_connection_info()).collect();
     Ok((parsed?, section.nodes.iter().any(|node| node.starts_with("rediss://"))))
+}
+
+/// What is wrong with the addresses and certificates of `section`, by key.
+pub(super) fn faults(section: &RedisSection) -> Vec<(String, String)> {
+    const EXPECTED: &str = "expected redis://[user:password@]host[:port][/database], or the same with rediss://";
+    let is_no_address = |address: &str| address.into_connection_info().is_err();
+    let url = section.url.as_ref().filter(|_| section.topology == RedisTopology::Standalone);
+    let url = url.filter(|url| is_no_address(url.expose())).map(|_| "url".to_owned());
+    let nodes = section.nodes.iter().enumerate().filter(|(_, node)| is_no_address(node));
+    let wrong = url.into_iter().chain(nodes.map(|(index, _)| format!("nodes.{index}")));
+    let unusable = section.ca_file.as_ref().and_then(|file| {
+        let why = match std::fs::read(file) {
+            Err(error) => error.to_string(),
+            Ok(text) => match CertificateDer::pem_slice_iter(&text).next() {
+                Some(Ok(_)) => return None,
+                _ => "no certificate in it".to_owned(),
+            },
+        };
+        Some(("ca_file".to_owned(), format!("{}: {why}", file.display())))
+    });
+    wrong.map(|key| (key, EXPECTED.to_owned())).chain(unusable).collect()
 }
 
 fn certificates(section: &RedisSection) -> RedisResult<Option<TlsCertificates>> {

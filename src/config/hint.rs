@@ -1,0 +1,82 @@
+//! What was probably meant where a key or a word is not known: the nearest of those that are, or the section it is in.
+//! Reads the message of the deserializer, which names both.
+
+use serde_json::Value;
+
+use super::{Config, TenantSection};
+use crate::session::TenantId;
+
+/// `message`, with a hint where it is about something unknown.
+pub(super) fn hinted(message: String) -> String {
+    let Some(rest) = ["unknown field `", "unknown variant `"].iter().find_map(|start| message.strip_prefix(start))
+    else {
+        return message;
+    };
+    let mut words = rest.split('`').step_by(2);
+    let Some(unknown) = words.next() else { return message };
+    let meant = nearest(unknown, rest.split('`').skip(2).step_by(2)).map(str::to_owned);
+    let meant = meant.or_else(|| message.starts_with("unknown field").then(|| elsewhere(unknown)).flatten());
+    match meant {
+        Some(meant) => format!("{message}; did you mean `{meant}`?"),
+        None => message,
+    }
+}
+
+/// The known word that `unknown` is a slip of.
+fn nearest<'k>(unknown: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    const ALIKE: f64 = 0.7;
+    let unknown = unknown.to_lowercase().replace('-', "_");
+    known
+        .map(|word| (strsim::normalized_damerau_levenshtein(&unknown, &word.to_lowercase()), word))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, word)| word)
+}
+
+/// The one place where a key of this name belongs.
+fn elsewhere(key: &str) -> Option<String> {
+    let tenant = TenantId::parse("tenant")?;
+    let whole = Config { tenants: [(tenant, TenantSection::default())].into(), ..Config::default() };
+    let mut places = Vec::new();
+    collect(&serde_json::to_value(whole).ok()?, key, "", &mut places);
+    match &places[..] {
+        [place] => Some(place.replace("tenants.tenant.", "tenants.<tenant>.")),
+        _ => None,
+    }
+}
+
+fn collect(value: &Value, key: &str, path: &str, places: &mut Vec<String>) {
+    for (name, inner) in value.as_object().into_iter().flatten() {
+        let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        collect(inner, key, &here, places);
+        if name == key {
+            places.push(here);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_told_what_was_probably_meant() {
+        for (message, expected) in [
+            ("unknown field `trheads`, expected one of `public`, `threads`", Some("`threads`?")),
+            ("unknown field `drain-timeout`, expected one of `public`, `drain_timeout`", Some("`drain_timeout`?")),
+            ("unknown variant `Redis`, expected `memory` or `redis`", Some("`redis`?")),
+            ("unknown field `base_url`, expected one of `listen`, `upstream`", Some("`upstream.base_url`?")),
+            ("unknown field `client_id`, expected one of `listen`", Some("`tenants.<tenant>.client_id`?")),
+            ("unknown field `connect_timeout`, expected one of `listen`", None),
+            ("unknown field `colour`, expected one of `public`, `threads`", None),
+            ("unknown variant `mongo`, expected `memory` or `redis`", None),
+            ("unknown field ``", None),
+            ("unknown field `", None),
+            ("invalid type: string `threads`, expected a `thread`", None),
+        ] {
+            let hinted = hinted(message.to_owned());
+            assert_eq!(hinted.split_once("; did you mean ").map(|(_, hint)| hint), expected, "{message}");
+            assert!(hinted.starts_with(message));
+        }
+    }
+}

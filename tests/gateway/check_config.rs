@@ -1,0 +1,129 @@
+//! `check-config` on real files: everything that is wrong is said at once, each in one line with its place.
+
+use std::path::{Path, PathBuf};
+
+use crate::errands::{program, said};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.0.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Writes a certificate that is over in `year`, and its key.
+    fn certificate(&self, name: &str, year: i32) -> [PathBuf; 2] {
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        let [certificate_name, key_name] = [format!("{name}.crt"), format!("{name}.key")];
+        [self.file(&certificate_name, &certificate.pem()), self.file(&key_name, &key.serialize_pem())]
+    }
+
+    /// Exit code and lines of `check-config`.
+    fn check(&self, text: &str) -> (Option<i32>, Vec<String>) {
+        let file = self.file("gateway.yaml", text);
+        let (code, shown, failed) = said(&program(&["check-config", "--config", file.to_str().unwrap()]));
+        assert!(!failed.contains("panicked"), "{failed}");
+        let place = format!("{}:", file.display());
+        (code, (shown + &failed).lines().map(|line| line.replace(&place, "")).collect())
+    }
+
+    fn tls([certificate, key]: [&Path; 2]) -> String {
+        let [certificate, key] = [certificate.display(), key.display()];
+        format!(
+            "tenants: {{acme: {{client_id: x}}}}\nlisten:\n  tls:\n    certificate_file: {certificate}\n    key_file: {key}\n"
+        )
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_with_its_line() {
+    let folder = Folder::new();
+    let [certificate, _] = folder.certificate("one", 2099);
+    let [_, key] = folder.certificate("other", 2099);
+    let text = format!(
+        "listen:\n  trheads: 4\n  tls:\n    certificate_file: {}\n    key_file: {}\n\
+         tenants:\n  acme:\n    client_id: x\n    webhook:\n      secret_file: /nowhere/webhook\n\
+         store:\n  kind: redis\n  redis:\n    url: redis://:hush-hush@[host\n    ca_file: /nowhere/ca\n\
+         routes:\n  - path: /fine/{{tenant}}\n  - path: no-slash\n  - methods: [GET]\n  - path: /x/{{a}}/{{b}}*\n",
+        certificate.display(),
+        key.display()
+    );
+    let (code, lines) = folder.check(&text);
+    assert_eq!(code, Some(64), "{lines:#?}");
+    for expected in [
+        "2:3: listen.trheads: unknown field `trheads`",
+        "did you mean `threads`?",
+        "5:5: listen.tls.key_file: ",
+        "this key does not belong to the certificate of ",
+        "10:7: tenants.acme.webhook.secret_file: cannot read /nowhere/webhook",
+        "14:5: store.redis.url: expected redis://",
+        "15:5: store.redis.ca_file: /nowhere/ca: ",
+        "19:5: routes.2: missing field `path`",
+        "11:1: store.seal.active: ",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(expected)), "{expected} in {lines:#?}");
+    }
+    assert!(!lines.concat().contains("hush-hush"), "{lines:#?}");
+    assert_eq!(lines.len(), 7, "{lines:#?}");
+}
+
+#[test]
+fn every_bad_rule_is_named_with_its_line() {
+    let folder = Folder::new();
+    let (code, lines) = folder.check(
+        "tenants: {acme: {client_id: x}}\nroutes:\n  - path: no-slash\n  - path: /fine/{tenant}\n  - path: /x/{a}*\n\
+         \x20 - path: /customer/{tenant}/login\n",
+    );
+    assert_eq!((code, lines.len()), (Some(64), 3), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(["3:5: routes.0: ", "5:5: routes.2: ", "6:5: routes.3: "]) {
+        assert!(line.starts_with(expected), "{expected} in {lines:#?}");
+    }
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_a_fault_and_one_that_is_over_a_warning() {
+    let folder = Folder::new();
+    let good = folder.certificate("good", 2099);
+    let over = folder.certificate("over", 2021);
+    let empty = folder.file("empty.pem", "");
+    let broken = folder.file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let missing = Path::new("/nowhere.pem");
+    let check = |pair| folder.check(&Folder::tls(pair));
+    assert_eq!(check([&good[0], &good[1]]), (Some(0), vec![" ok".to_owned()]));
+    let (code, lines) = check([&over[0], &over[1]]);
+    assert_eq!(code, Some(0));
+    assert!(lines[0].starts_with("warning: 4:5: listen.tls.certificate_file: "), "{lines:?}");
+    assert!(lines[0].contains("over.crt: expired Jan  1") && lines[1] == " ok", "{lines:?}");
+    for (pair, key) in [
+        ([missing, missing], &["certificate_file", "key_file"][..]),
+        ([&*empty, &*good[1]], &["certificate_file"]),
+        ([&*broken, &*good[1]], &["certificate_file"]),
+        ([&*good[0], &*empty], &["key_file"]),
+        ([&*good[0], &*broken], &["key_file"]),
+        ([&*good[0], &*over[1]], &["key_file"]),
+    ] {
+        let (code, lines) = check(pair);
+        assert_eq!((code, lines.len()), (Some(64), key.len()), "{lines:?}");
+        for (line, key) in lines.iter().zip(key) {
+            assert!(line.contains(&format!("listen.tls.{key}: {}", "/")), "{key}: {line}");
+        }
+    }
+}
+
+#[test]
+fn what_check_config_refuses_is_not_served() {
+    let folder = Folder::new();
+    let file = folder.file("gateway.yaml", "tenants: {acme: {client_id: x}}\nroutes:\n  - path: a\n  - path: b\n");
+    let (code, _, failed) = said(&program(&["serve", "--config", file.to_str().unwrap()]));
+    assert_eq!((code, failed.lines().count()), (Some(64), 2), "{failed}");
+}
