@@ -6,7 +6,7 @@ mod doors;
 mod reload;
 mod stop;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use pingora::services::listening::Service;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use crate::broker::{Broker, BrokerSettings, Tenant};
+use crate::broker::{Broker, BrokerSettings, ServiceClient, Services, Tenant};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection};
+use crate::config::{Config, ForeignBearerMode, ServiceName, ServiceSection, SiteSection, StoreKind, TenantSection};
 use crate::edge::admin::Admin;
 use crate::edge::forward_auth::ForwardAuth;
-use crate::edge::listener::PublicListener;
+use crate::edge::listener::Listener;
 use crate::edge::{CurrentGateway, Gateway};
 use crate::identity::emporix::{self, Emporix};
 use crate::identity::keys::SaasVerifier;
@@ -36,7 +36,7 @@ use crate::store::redis::RedisStore;
 use crate::store::seal::Keyring;
 use crate::store::{LayeredStore, SessionStore};
 use crate::telemetry::Metrics;
-use certificate::Certificate;
+use certificate::Certificates;
 use doors::{Door, Doors};
 use reload::Reload;
 pub use reload::Source;
@@ -59,7 +59,7 @@ pub struct App {
     gateway: CurrentGateway,
     broker: Arc<Broker>,
     admin: Admin,
-    certificate: Option<Arc<Certificate>>,
+    certificates: Certificates,
     takes_over: bool,
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
@@ -93,7 +93,7 @@ impl App {
         let broker = broker(config, store, &tenants, &metrics, &runtime)?;
         let gateway = Gateway::new(config, broker.clone(), clock, metrics.clone()).map_err(StartError::Config)?;
         let gateway = Arc::new(ArcSwap::from_pointee(gateway));
-        let certificate = config.listen.tls.as_ref().map(Certificate::read).transpose().map_err(StartError::Config)?;
+        let certificates = Certificates::read(config).map_err(StartError::Config)?;
         runtime.block_on(gateway.load().resolve());
         let draining = Arc::new(AtomicBool::new(false));
         let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone(), config.admin.token.as_ref());
@@ -110,7 +110,7 @@ impl App {
             gateway,
             broker,
             admin,
-            certificate,
+            certificates,
             takes_over: false,
             draining,
             stop: Arc::new(Notify::new()),
@@ -146,12 +146,17 @@ impl App {
     /// When an address cannot be listened on.
     pub fn run(self) -> Result<(), StartError> {
         let listen = &self.config.listen;
-        let (public, admin, verdicts) = (listen.public, self.config.admin.listen, self.config.forward_auth.listen);
+        let (public, admin) = (listen.public, self.config.admin.listen);
+        let (verdicts, internal) = (self.config.forward_auth.listen, self.config.internal.listen);
         let upgrade_socket =
             if self.takes_over { Some(doors::arrival(listen)?) } else { listen.upgrade_socket.clone() };
         if !self.takes_over {
-            let addresses =
-                [("listen.public", Some(public)), ("admin.listen", Some(admin)), ("forward_auth.listen", verdicts)];
+            let addresses = [
+                ("listen.public", Some(public)),
+                ("admin.listen", Some(admin)),
+                ("forward_auth.listen", verdicts),
+                ("internal.listen", internal),
+            ];
             for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
                 TcpListener::bind(address)
                     .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
@@ -169,10 +174,10 @@ impl App {
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: self.takes_over, ..Opt::default() }, conf);
         server.bootstrap();
         let doors = Doors::default();
-        let mut service = Service::new("public".to_owned(), PublicListener::new(self.gateway.clone()));
-        service.add_listener(match &self.certificate {
+        let mut service = Service::new("public".to_owned(), Listener::public(self.gateway.clone()));
+        service.add_listener(match &self.certificates.public {
             None => doors::listener(public),
-            Some(certificate) => doors::listener(public).tls(certificate.settings().map_err(StartError::Config)?),
+            Some(shown) => doors::listener(public).tls(shown.settings_for_browsers().map_err(StartError::Config)?),
         });
         server.add_service(Door::new(service, &doors));
         let mut service = Service::new("admin".to_owned(), self.admin.clone());
@@ -182,6 +187,15 @@ impl App {
         if let Some(verdicts) = verdicts {
             let mut service = Service::new("forward-auth".to_owned(), ForwardAuth::new(self.gateway.clone()));
             service.add_listener(doors::listener(verdicts));
+            server.add_service(Door::new(service, &doors));
+        }
+        if let Some(internal) = internal {
+            let mut service = Service::new("internal".to_owned(), Listener::internal(self.gateway.clone()));
+            service.threads = Some(1);
+            service.add_listener(match &self.certificates.internal {
+                None => doors::listener(internal),
+                Some(shown) => doors::listener(internal).tls(shown.settings().map_err(StartError::Config)?),
+            });
             server.add_service(Door::new(service, &doors));
         }
         tracing::info!(%public, %admin, version = env!("CARGO_PKG_VERSION"), "listening");
@@ -207,7 +221,7 @@ impl App {
 pub fn check(config: &Config) -> Result<(), String> {
     install_cryptography();
     Gateway::check(config)?;
-    config.listen.tls.as_ref().map_or(Ok(()), |tls| Certificate::read(tls).map(drop))
+    Certificates::read(config).map(drop)
 }
 
 fn store(
@@ -305,8 +319,17 @@ fn tenant(id: TenantId, section: &TenantSection, client: reqwest::Client, clock:
         accept_jwt: section.saas_token.accept,
         expose_jwt: section.saas_token.expose,
         webhook: section.webhook.secret.as_ref().map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
+        services: services(&section.services),
         adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
     }
+}
+
+/// Those whose secret is known; the configuration's check lets no other through.
+fn services(sections: &BTreeMap<ServiceName, ServiceSection>) -> Services {
+    Services::new(sections.iter().filter_map(|(name, section)| {
+        let ServiceSection { client_id, client_secret, scope } = section.clone();
+        Some((name.clone(), ServiceClient { client_id, client_secret: client_secret?, scope }))
+    }))
 }
 
 /// Without, rustls panics where it is first used.

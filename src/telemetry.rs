@@ -47,14 +47,14 @@ labels! {
     RouteClass {
         Guest = "guest", Visitor = "visitor", Customer = "customer", AnonymousLogin = "anonymous_login",
         AnonymousRefresh = "anonymous_refresh", Login = "login", Refresh = "refresh", Logout = "logout",
-        Own = "own", Preflight = "preflight", None = "none",
+        Own = "own", Preflight = "preflight", Service = "service", None = "none",
     }
     /// How a request ended.
     Outcome { Success = "success", ClientError = "client_error", ServerError = "server_error", Aborted = "aborted" }
     /// What authentication decided.
     Decision {
         Session = "session", SharedGuest = "shared_guest", Missing = "missing", Dead = "dead",
-        Forbidden = "forbidden", Unknowable = "unknowable",
+        Forbidden = "forbidden", Unknowable = "unknowable", Service = "service", Stranger = "stranger",
     }
     /// The ways to sign in.
     Flow { Password = "password", Social = "social", Exchange = "exchange", OptIn = "opt_in" }
@@ -86,7 +86,7 @@ labels! {
     EmporixCall {
         AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
         SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke",
-        Introspect = "introspect",
+        Introspect = "introspect", Service = "service",
     }
     /// How it ended.
     CallOutcome { Success = "success", Refused = "refused", Unavailable = "unavailable", Unknown = "unknown" }
@@ -99,6 +99,7 @@ labels! {
     Dependency {
         Store = "store", AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
         SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+        Service = "service",
     }
     /// What a breaker did.
     BreakerEvent { Opened = "opened", Closed = "closed", Refused = "refused" }

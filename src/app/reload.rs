@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::certificate::Certificate;
+use super::certificate::Certificates;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
 use crate::config::{Config, LogLevel};
@@ -35,7 +35,7 @@ pub(super) struct Reload {
     gateway: CurrentGateway,
     broker: Arc<Broker>,
     admin: Admin,
-    certificate: Option<Arc<Certificate>>,
+    certificates: Certificates,
     tenants: TenantMaker,
     metrics: Arc<Metrics>,
     /// What was read at the start, for what only a restart changes.
@@ -49,7 +49,7 @@ impl Reload {
             gateway: app.gateway.clone(),
             broker: app.broker.clone(),
             admin: app.admin.clone(),
-            certificate: app.certificate.clone(),
+            certificates: app.certificates.clone(),
             tenants: app.tenants.clone(),
             metrics: app.metrics.clone(),
             started_with: app.config.clone(),
@@ -104,14 +104,9 @@ impl Reload {
     fn apply(&self) -> Result<Config, String> {
         let config = (self.source.load)()?;
         let gateway = self.gateway.load().changed(&config)?;
-        let certificate = match (&self.certificate, &config.listen.tls) {
-            (Some(known), Some(section)) => Some((known, Certificate::read(section)?)),
-            _ => None,
-        };
+        let certificates = Certificates::read(&config)?;
         let tenants = self.tenants.all_of(&config);
-        if let Some((known, changed)) = certificate {
-            known.take(&changed);
-        }
+        self.certificates.take(&certificates);
         self.broker.take_tenants(tenants);
         self.admin.take_token(config.admin.token.as_ref());
         self.gateway.store(Arc::new(gateway));
@@ -122,7 +117,8 @@ impl Reload {
 
 /// The files that a configuration is made of.
 fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
-    let tls = config.listen.tls.iter().flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
+    let tls = [&config.listen.tls, &config.internal.tls].into_iter().flatten();
+    let tls = tls.flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
     let keys = config.tenants.values().filter_map(|tenant| tenant.saas_token.jwks_file.as_ref());
     let files = tls.chain(keys).chain(&config.secret_files).map(PathBuf::as_path);
     [file].into_iter().chain(files).map(Path::to_path_buf).collect()
@@ -142,7 +138,7 @@ fn state_of(files: &[PathBuf]) -> Vec<FileState> {
 
 /// The keys of what was changed and only a start takes up.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    const ONLY_AT_START: [&str; 12] = [
+    const ONLY_AT_START: [&str; 14] = [
         "/listen/public",
         "/listen/threads",
         "/listen/work_stealing",
@@ -155,6 +151,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         "/hot_cache",
         "/admin/listen",
         "/forward_auth/listen",
+        "/internal/listen",
+        "/internal/tls/client_ca_file",
     ];
     let [old_tree, new_tree] = [old, new].map(|config| serde_json::to_value(config).unwrap_or(Value::Null));
     let mut changed: Vec<_> =
@@ -165,8 +163,12 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     if client_ids(old) != client_ids(new) {
         changed.push("/tenants");
     }
-    if old.listen.tls.is_some() != new.listen.tls.is_some() {
-        changed.push("/listen/tls");
+    for (key, old, new) in
+        [("/listen/tls", &old.listen.tls, &new.listen.tls), ("/internal/tls", &old.internal.tls, &new.internal.tls)]
+    {
+        if old.is_some() != new.is_some() {
+            changed.push(key);
+        }
     }
     changed
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::routes::RouteRule;
 use super::secret::Secret;
+use super::service::{InternalSection, ServiceName, ServiceSection};
 use super::store::{HotCacheSection, StoreSection};
 use super::webhook::WebhookSection;
 use crate::session::TenantId;
@@ -47,6 +48,8 @@ pub struct Config {
     pub admin: AdminSection,
     /// Verdicts for other proxies.
     pub forward_auth: ForwardAuthSection,
+    /// The listener for back-office callers.
+    pub internal: InternalSection,
     /// The files that secrets were read from.
     #[serde(skip)]
     pub secret_files: Vec<PathBuf>,
@@ -192,6 +195,8 @@ pub struct TenantSection {
     pub foreign_bearer: ForeignBearerSection,
     /// Emporix' events about the tenant's customers.
     pub webhook: WebhookSection,
+    /// Client credentials whose tokens back-office callers use, by name.
+    pub services: BTreeMap<ServiceName, ServiceSection>,
 }
 
 /// How credentials travel.

@@ -3,11 +3,13 @@
 
 pub mod admin;
 mod api;
+mod bearer;
 mod drain;
 mod forward;
 pub mod forward_auth;
 mod headers;
 mod idle;
+mod internal;
 mod limits;
 pub mod listener;
 mod operator;
@@ -43,6 +45,7 @@ use crate::error::GatewayError;
 use crate::session::TenantId;
 use crate::telemetry::{Census, Metrics, Outcome, RouteClass};
 use drain::Drain;
+use internal::Callers;
 use limits::Limits;
 use listener::final_head;
 use repeats::Repeats;
@@ -71,6 +74,7 @@ pub struct Gateway {
     /// Requests that are being repeated with renewed tokens.
     repeats: Arc<Repeats>,
     drain: Arc<Drain>,
+    callers: Callers,
 }
 
 /// What outlives a change of the configuration.
@@ -82,6 +86,8 @@ struct Standing {
     repeats: Arc<Repeats>,
     drain: Arc<Drain>,
     metrics: Arc<Metrics>,
+    /// Whether the internal listener's handshakes prove who calls.
+    handshake_proves: bool,
 }
 
 /// The gateway by the configuration that holds now. A request is served to its end by the one that it began with.
@@ -117,6 +123,7 @@ impl Gateway {
             repeats: Arc::default(),
             drain: Arc::default(),
             metrics,
+            handshake_proves: config.internal.asks_for_certificates(),
         };
         Self::of(config, standing)
     }
@@ -134,6 +141,7 @@ impl Gateway {
             repeats: self.repeats.clone(),
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
+            handshake_proves: self.callers.handshake_proves(),
         };
         Self::of(config, standing)
     }
@@ -146,7 +154,7 @@ impl Gateway {
         };
         let hosts =
             config.tenants.iter().flat_map(|(id, section)| section.hosts.iter().map(move |host| (host.clone(), *id)));
-        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics } = standing;
+        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics, handshake_proves } = standing;
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)?,
@@ -163,6 +171,7 @@ impl Gateway {
             under_way,
             repeats,
             drain,
+            callers: Callers::new(config.internal.token.as_ref(), handshake_proves),
         })
     }
 
@@ -238,7 +247,7 @@ impl Gateway {
                 self.api_request(http, route, &target, visit).await
             }
             Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
-            Route::Closed => Err(GatewayError::Denied),
+            Route::Service(_) | Route::Closed => Err(GatewayError::Denied),
         }
     }
 
@@ -296,6 +305,7 @@ impl Gateway {
         let answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
         match error {
             GatewayError::SessionGone if visit.by_cookie => answer.with(SET_COOKIE, self.cookies.expire()),
+            GatewayError::InternalTokenRequired => bearer::wanted(answer),
             _ => answer,
         }
     }

@@ -64,6 +64,7 @@ impl ApiRoute {
     /// The label of its metrics.
     pub(super) const fn class(&self) -> RouteClass {
         match self.access {
+            Access::Service(_) => RouteClass::Service,
             Access::Guest => RouteClass::Guest,
             Access::Customer => RouteClass::Customer,
             Access::Visitor | Access::Deny => RouteClass::Visitor,
@@ -79,6 +80,8 @@ pub(super) enum Route {
     /// Where Emporix delivers its events.
     Webhook,
     Api(ApiRoute),
+    /// An API route for back-office callers: on the internal listener alone.
+    Service(ApiRoute),
     Closed,
 }
 
@@ -176,7 +179,7 @@ impl RouteTable {
         let (tenant, token) = (found.params.get("tenant"), found.params.get("token"));
         let rule = found.value.iter().find(|rule| rule.methods.is_empty() || rule.methods.contains(&method));
         match rule {
-            Some(Rule { route: Route::Api(_), .. }) if !is_plain_service(path) => {
+            Some(Rule { route: Route::Api(_) | Route::Service(_), .. }) if !is_plain_service(path) => {
                 Found { route: &Route::Closed, tenant, token, wrong_method: false }
             }
             Some(rule) => Found { route: &rule.route, tenant, token, wrong_method: false },
@@ -220,9 +223,11 @@ fn is_closed_family(path: &str) -> bool {
 fn compiled(rule: &RouteRule) -> Rule {
     let RouteRule { path: _, methods, access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success } =
         rule.clone();
+    let api = |access| ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success };
     let route = match access {
         Access::Deny => Route::Closed,
-        access => Route::Api(ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success }),
+        Access::Service(_) => Route::Service(api(access)),
+        access => Route::Api(api(access)),
     };
     Rule { methods: methods.iter().map(|method| method.as_str()).collect(), route }
 }
@@ -319,7 +324,7 @@ mod tests {
 
     fn access(method: &str, path: &str) -> Option<Access> {
         match table().find(method, path).route {
-            Route::Api(route) => Some(route.access),
+            Route::Api(route) => Some(route.access.clone()),
             Route::Closed => Some(Access::Deny),
             _ => None,
         }
