@@ -366,7 +366,7 @@ fn a_configuration_that_opens_it_to_anybody_or_names_nobody_is_faulty() {
             "g.yaml:5:12: internal.listen: ",
         ),
         (text("internal: {token: short}\n", service), "g.yaml:5:12: internal.token: expected 16 to 256"),
-        (text(&rule(""), ""), "g.yaml:5:24: routes.0.access: expected a service that stands under"),
+        (text(&rule(""), ""), "g.yaml:5:23: routes.0.access: expected a service that stands under"),
         (text(&rule(", inject: anonymous"), service), "routes.0.inject: means nothing"),
         (text(&rule(", saas_token: required"), service), "routes.0.saas_token: means nothing"),
         (text(&rule(", on_success: end_named_sessions"), service), "routes.0.on_success: means nothing"),
