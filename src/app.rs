@@ -7,7 +7,7 @@ mod doors;
 mod reload;
 mod stop;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ pub use check::check;
 
 pub use crate::edge::explain::{Explanation, explain};
 
-use crate::broker::{Broker, BrokerSettings, Tenant};
+use crate::broker::{Broker, BrokerSettings, ServiceClient, Services, Tenant};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, ForeignBearerMode, SiteSection, StoreKind, TenantSection};
+use crate::config::{Config, ForeignBearerMode, ServiceName, ServiceSection, SiteSection, StoreKind, TenantSection};
 use crate::edge::admin::Admin;
 use crate::edge::forward_auth::ForwardAuth;
-use crate::edge::listener::PublicListener;
+use crate::edge::listener::Listener;
 use crate::edge::{CurrentGateway, Gateway};
 use crate::identity::emporix::{self, Emporix};
 use crate::identity::keys::SaasVerifier;
@@ -43,7 +43,7 @@ use crate::store::seal::Keyring;
 use crate::store::{LayeredStore, SessionStore};
 use crate::telemetry::trace::Tracer;
 use crate::telemetry::{Exporter, Metrics};
-use certificate::Certificate;
+use certificate::Certificates;
 use doors::{Door, Doors};
 use reload::Reload;
 pub use reload::Source;
@@ -66,7 +66,7 @@ pub struct App {
     gateway: CurrentGateway,
     broker: Arc<Broker>,
     admin: Admin,
-    certificate: Option<Arc<Certificate>>,
+    certificates: Certificates,
     takes_over: bool,
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
@@ -106,7 +106,7 @@ impl App {
         let gateway =
             Gateway::new(config, broker.clone(), clock, metrics.clone(), tracer).map_err(StartError::Config)?;
         let gateway = Arc::new(ArcSwap::from_pointee(gateway));
-        let certificate = config.listen.tls.as_ref().map(Certificate::read).transpose().map_err(StartError::Config)?;
+        let certificates = Certificates::read(config).map_err(StartError::Config)?;
         runtime.block_on(gateway.load().resolve());
         let draining = Arc::new(AtomicBool::new(false));
         let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone(), config.admin.token.as_ref());
@@ -123,7 +123,7 @@ impl App {
             gateway,
             broker,
             admin,
-            certificate,
+            certificates,
             takes_over: false,
             draining,
             stop: Arc::new(Notify::new()),
@@ -162,18 +162,24 @@ impl App {
     /// When an address cannot be listened on.
     pub fn run(self) -> Result<(), StartError> {
         let listen = &self.config.listen;
-        let (public, admin, verdicts) = (listen.public, self.config.admin.listen, self.config.forward_auth.listen);
+        let (public, admin) = (listen.public, self.config.admin.listen);
+        let (verdicts, internal) = (self.config.forward_auth.listen, self.config.internal.listen);
         let upgrade_socket =
             if self.takes_over { Some(doors::arrival(listen)?) } else { listen.upgrade_socket.clone() };
         if !self.takes_over {
-            let addresses =
-                [("listen.public", Some(public)), ("admin.listen", Some(admin)), ("forward_auth.listen", verdicts)];
+            let addresses = [
+                ("listen.public", Some(public)),
+                ("admin.listen", Some(admin)),
+                ("forward_auth.listen", verdicts),
+                ("internal.listen", internal),
+            ];
             for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
                 TcpListener::bind(address)
                     .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
             }
         }
-        let tls = self.certificate.as_ref().map(Certificate::settings).transpose().map_err(StartError::Config)?;
+        let shown = self.certificates.public.as_ref();
+        let tls = shown.map(|shown| shown.settings_for_browsers()).transpose().map_err(StartError::Config)?;
         let conf = ServerConf {
             threads: listen.threads,
             work_stealing: listen.work_stealing,
@@ -186,7 +192,7 @@ impl App {
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: self.takes_over, ..Opt::default() }, conf);
         server.bootstrap();
         let doors = Doors::default();
-        let mut service = Service::new("public".to_owned(), PublicListener::new(self.gateway.clone()));
+        let mut service = Service::new("public".to_owned(), Listener::public(self.gateway.clone()));
         service.add_listener(match tls {
             None => doors::listener(public),
             Some(tls) => doors::listener(public).tls(tls),
@@ -199,6 +205,15 @@ impl App {
         if let Some(verdicts) = verdicts {
             let mut service = Service::new("forward-auth".to_owned(), ForwardAuth::new(self.gateway.clone()));
             service.add_listener(doors::listener(verdicts));
+            server.add_service(Door::new(service, &doors));
+        }
+        if let Some(internal) = internal {
+            let mut service = Service::new("internal".to_owned(), Listener::internal(self.gateway.clone()));
+            service.threads = Some(1);
+            service.add_listener(match &self.certificates.internal {
+                None => doors::listener(internal),
+                Some(shown) => doors::listener(internal).tls(shown.settings().map_err(StartError::Config)?),
+            });
             server.add_service(Door::new(service, &doors));
         }
         tracing::info!(%public, %admin, version = env!("CARGO_PKG_VERSION"), "listening");
@@ -279,6 +294,7 @@ impl TenantMaker {
                 .secret
                 .as_ref()
                 .map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
+            services: services(&section.services),
             adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
         }
     }
@@ -341,6 +357,14 @@ fn tracer(
     let (tracer, finished) = Tracer::new(config.traces.sample, clock.clone(), metrics.clone());
     runtime.spawn(Exporter::new(endpoint, client, finished, metrics.clone()).run());
     Ok(Some(tracer))
+}
+
+/// Those whose secret is known; the configuration's check lets no other through.
+fn services(sections: &BTreeMap<ServiceName, ServiceSection>) -> Services {
+    Services::new(sections.iter().filter_map(|(name, section)| {
+        let ServiceSection { client_id, client_secret, scope } = section.clone();
+        Some((name.clone(), ServiceClient { client_id, client_secret: client_secret?, scope }))
+    }))
 }
 
 /// Without, rustls panics where it is first used.

@@ -63,6 +63,9 @@ pub enum GatewayError {
     /// The operators' API was asked without its token.
     #[error("the admin token is needed")]
     AdminTokenRequired,
+    /// The internal listener was asked without its token.
+    #[error("the internal token is needed")]
+    InternalTokenRequired,
     /// No session has the label that an operator named.
     #[error("no session has this label")]
     UnknownSession,
@@ -128,6 +131,7 @@ impl GatewayError {
             | Self::CustomerRequired
             | Self::ReauthenticationRequired
             | Self::AdminTokenRequired
+            | Self::InternalTokenRequired
             | Self::SignatureInvalid
             | Self::DeliveryStale => 401,
             Self::ProofRequired | Self::TenantMismatch | Self::VisitMismatch | Self::Denied => 403,
@@ -183,6 +187,7 @@ impl GatewayError {
             Self::UnknownRoute => "unknown_route",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::AdminTokenRequired => "admin_token_required",
+            Self::InternalTokenRequired => "internal_token_required",
             Self::UnknownSession => "unknown_session",
             Self::RevocationIncomplete { .. } => "revocation_incomplete",
             Self::BodyTimeout => "body_timeout",

@@ -1,4 +1,4 @@
-//! The public listener's certificate: read as a whole or not at all, and changed for the handshakes to come.
+//! A listener's certificate: read as a whole or not at all, and changed for the handshakes to come.
 //! Where clients are asked for theirs, none without one gets as far as a request.
 
 use std::path::Path;
@@ -13,40 +13,75 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 
-use crate::config::TlsSection;
+use crate::config::{Config, TlsSection};
+
+/// The certificates of the listeners that have one.
+#[derive(Clone)]
+pub(super) struct Certificates {
+    pub(super) public: Option<Arc<Certificate>>,
+    pub(super) internal: Option<Arc<Certificate>>,
+}
+
+impl Certificates {
+    /// Reads those that `config` names.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub(super) fn read(config: &Config) -> Result<Self, String> {
+        let read = |key, tls: &Option<TlsSection>| tls.as_ref().map(|tls| Certificate::read(key, tls)).transpose();
+        Ok(Self {
+            public: read("listen.tls", &config.listen.tls)?,
+            internal: read("internal.tls", &config.internal.tls)?,
+        })
+    }
+
+    /// Takes other ones, for the handshakes to come. A listener that had none keeps to plain text.
+    pub(super) fn take(&self, changed: &Self) {
+        for pair in [(&self.public, &changed.public), (&self.internal, &changed.internal)] {
+            if let (Some(known), Some(changed)) = pair {
+                known.now.store(changed.now.load_full());
+            }
+        }
+    }
+}
 
 /// Certificate and key, as they are now.
 #[derive(Debug)]
 pub(super) struct Certificate {
     now: ArcSwap<CertifiedKey>,
     section: TlsSection,
+    /// Where the section stands.
+    key: &'static str,
 }
 
 impl Certificate {
-    /// Reads certificate and key.
+    /// Reads certificate and key of the section at `key`.
     ///
     /// # Errors
     /// Which file cannot be used, and why.
-    pub(super) fn read(section: &TlsSection) -> Result<Arc<Self>, String> {
-        let read = Self { now: ArcSwap::new(Arc::new(certified_key(section)?)), section: section.clone() };
-        client_roots(section)?;
-        Ok(Arc::new(read))
+    fn read(key: &'static str, section: &TlsSection) -> Result<Arc<Self>, String> {
+        let at = |error| format!("{key}.{error}");
+        let now = ArcSwap::from_pointee(certified_key(section).map_err(at)?);
+        client_roots(section).map_err(at)?;
+        Ok(Arc::new(Self { now, section: section.clone(), key }))
     }
 
-    /// Takes another one, for the handshakes to come.
-    pub(super) fn take(&self, changed: &Self) {
-        self.now.store(changed.now.load_full());
+    /// What a listener for browsers is set up with: HTTP/2 and HTTP/1.1 by ALPN, for they open WebSockets over the latter.
+    pub(super) fn settings_for_browsers(self: &Arc<Self>) -> Result<TlsSettings, String> {
+        let mut settings = self.settings()?;
+        settings.enable_h2();
+        Ok(settings)
     }
 
-    /// What the listener is set up with. HTTP/2 and HTTP/1.1 by ALPN: browsers open WebSockets over the latter.
+    /// What a listener is set up with that speaks HTTP/1.1 alone.
     pub(super) fn settings(self: &Arc<Self>) -> Result<TlsSettings, String> {
         // The resolver takes the place of the files.
         let mut settings = TlsSettings::intermediate("", "").map_err(|error| error.to_string())?;
         settings.set_cert_resolver(self.clone());
-        settings.enable_h2();
-        if let Some(roots) = client_roots(&self.section)? {
+        let at = |error| format!("{}.{error}", self.key);
+        if let Some(roots) = client_roots(&self.section).map_err(at)? {
             let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
-            settings.set_client_cert_verifier(verifier.map_err(|error| format!("listen.tls.client_ca_file: {error}"))?);
+            settings.set_client_cert_verifier(verifier.map_err(|error| at(format!("client_ca_file: {error}")))?);
         }
         Ok(settings)
     }
@@ -66,7 +101,7 @@ fn certified_key(section: &TlsSection) -> Result<CertifiedKey, String> {
 }
 
 /// Whom clients' certificates have to come from; none where none are asked for.
-pub(super) fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
+fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
     let Some(file) = &section.client_ca_file else { return Ok(None) };
     let mut roots = RootCertStore::empty();
     for certificate in certificates("client_ca_file", file)? {
@@ -82,5 +117,5 @@ fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 fn unusable(key: &str, file: &Path, why: &dyn std::fmt::Display) -> String {
-    format!("listen.tls.{key}: {}: {why}", file.display())
+    format!("{key}: {}: {why}", file.display())
 }

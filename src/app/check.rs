@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::client_roots;
+use super::certificate::Certificates;
 use super::install_cryptography;
 use crate::clock::Timestamp;
 use crate::config::{Config, Finding, StoreKind, TlsSection};
@@ -23,7 +23,13 @@ const KEY: &str = "listen.tls.key_file";
 pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     install_cryptography();
     let mut found = Gateway::check(config);
-    found.extend(certificate(config, now));
+    let certificates = certificate(config, now);
+    let (as_a_whole, usable) = (Certificates::read(config), certificates.iter().all(|finding| finding.is_warning));
+    found.extend(certificates);
+    if let (Err(said), true) = (as_a_whole, usable) {
+        let (key, why) = said.split_once(": ").unwrap_or(("listen.tls", &said));
+        found.push(Finding::fault(key, why));
+    }
     if config.store.kind == StoreKind::Redis {
         let faults = RedisStore::check(&config.store.redis).into_iter();
         found.extend(faults.map(|(key, message)| Finding::fault(format!("store.redis.{key}"), message)));
@@ -48,10 +54,6 @@ fn certificate(config: &Config, now: Timestamp) -> Vec<Finding> {
     if let (Ok(chain), Ok(key)) = (chain, key) {
         found.extend(expiry(tls, &chain, now));
         found.extend(mismatch(tls, chain, key));
-    }
-    if let Err(said) = client_roots(tls) {
-        let why = said.split_once(": ").map_or(said.as_str(), |(_, why)| why);
-        found.push(Finding::fault("listen.tls.client_ca_file", why));
     }
     found
 }

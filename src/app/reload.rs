@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
-use super::certificate::Certificate;
+use super::certificate::Certificates;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
 use crate::clock::Timestamp;
@@ -40,7 +40,7 @@ pub(super) struct Reload {
     gateway: CurrentGateway,
     broker: Arc<Broker>,
     admin: Admin,
-    certificate: Option<Arc<Certificate>>,
+    certificates: Certificates,
     tenants: TenantMaker,
     metrics: Arc<Metrics>,
     /// What was read at the start, for what only a restart changes.
@@ -56,7 +56,7 @@ impl Reload {
             gateway: app.gateway.clone(),
             broker: app.broker.clone(),
             admin: app.admin.clone(),
-            certificate: app.certificate.clone(),
+            certificates: app.certificates.clone(),
             tenants: app.tenants.clone(),
             metrics: app.metrics.clone(),
             started_with: app.config.clone(),
@@ -121,14 +121,9 @@ impl Reload {
         let restart = needs_restart(&self.started_with, &read);
         let config = self.with_known_tenants(read);
         let gateway = self.gateway.load().changed(&config)?;
-        let certificate = match (&self.certificate, &config.listen.tls) {
-            (Some(known), Some(section)) => Some((known, Certificate::read(section)?)),
-            _ => None,
-        };
+        let certificates = Certificates::read(&config)?;
         let tenants = self.tenants.changed(&self.holds, &config);
-        if let Some((known, changed)) = certificate {
-            known.take(&changed);
-        }
+        self.certificates.take(&certificates);
         self.broker.take_tenants(tenants);
         self.admin.take_token(config.admin.token.as_ref());
         self.gateway.store(Arc::new(gateway));
@@ -148,7 +143,8 @@ impl Reload {
 
 /// The files that a configuration is made of.
 fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
-    let tls = config.listen.tls.iter().flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
+    let tls = [&config.listen.tls, &config.internal.tls].into_iter().flatten();
+    let tls = tls.flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
     let files = tls.chain(&config.secret_files).map(PathBuf::as_path);
     [file].into_iter().chain(files).map(Path::to_path_buf).collect()
 }
@@ -167,7 +163,7 @@ async fn state_of(files: &[PathBuf]) -> Vec<FileState> {
 
 /// The keys of what was changed and only a start takes up.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    const ONLY_AT_START: [&str; 15] = [
+    const ONLY_AT_START: [&str; 17] = [
         "/listen/public",
         "/listen/threads",
         "/listen/work_stealing",
@@ -183,6 +179,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         "/admin/listen",
         "/forward_auth/listen",
         "/log/format",
+        "/internal/listen",
+        "/internal/tls/client_ca_file",
     ];
     let [old_tree, new_tree] = [old, new].map(|config| serde_json::to_value(config).unwrap_or(Value::Null));
     let mut changed: Vec<_> =
@@ -193,8 +191,12 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     if client_ids(old) != client_ids(new) {
         changed.push("/tenants");
     }
-    if old.listen.tls.is_some() != new.listen.tls.is_some() {
-        changed.push("/listen/tls");
+    for (key, old, new) in
+        [("/listen/tls", &old.listen.tls, &new.listen.tls), ("/internal/tls", &old.internal.tls, &new.internal.tls)]
+    {
+        if old.is_some() != new.is_some() {
+            changed.push(key);
+        }
     }
     changed
 }

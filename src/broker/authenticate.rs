@@ -25,7 +25,7 @@ pub struct Demand<'r> {
     /// The tenant that the path, a header or the host names; where none does, the session's own.
     pub tenant: Option<&'r TenantId>,
     /// Who may pass.
-    pub access: Access,
+    pub access: &'r Access,
     /// Whose token is injected.
     pub inject: Inject,
     /// Whether the customer's `saas_token` goes along.
@@ -113,8 +113,11 @@ impl Broker {
         let mut asked_store = false;
         loop {
             let acting = opened.acting_scope(now);
-            if demand.access == Access::Customer && acting != Scope::Customer {
-                return Err(GatewayError::CustomerRequired);
+            match demand.access {
+                Access::Customer if acting != Scope::Customer => return Err(GatewayError::CustomerRequired),
+                // The edge sends no session this way.
+                Access::Service(_) | Access::Deny => return Err(GatewayError::Denied),
+                Access::Guest | Access::Visitor | Access::Customer => {}
             }
             let scope = if demand.inject == Inject::Anonymous { Scope::Anonymous } else { acting };
             match opened.ready.freshness(scope, now) {
@@ -149,7 +152,7 @@ impl Broker {
     }
 
     async fn without_credential(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
-        if demand.access != Access::Guest || !demand.safe || !demand.visits.is_empty() {
+        if *demand.access != Access::Guest || !demand.safe || !demand.visits.is_empty() {
             return Err(GatewayError::SessionRequired);
         }
         let ready = self.shared_guest(demand.tenant.ok_or(GatewayError::UnknownTenant)?).await?;
@@ -295,6 +298,9 @@ impl Broker {
         demand: &Demand<'_>,
     ) -> Result<Option<Permit>, GatewayError> {
         let now = self.clock.now();
+        if matches!(demand.access, Access::Service(_)) {
+            return self.renew_service(permit, demand).await.map(Some);
+        }
         if permit.is_shared() {
             let ready = self.renew_shared_guest(permit.tenant(), permit.key()).await?;
             return Ok(ready.half(Scope::Anonymous).map(|half| Permit::shared(ready.clone(), half)));

@@ -17,6 +17,8 @@ mod redeem;
 mod refresh;
 mod rejections;
 mod revocations;
+mod service;
+mod shared;
 mod visitor;
 mod webhooks;
 
@@ -34,10 +36,11 @@ pub use granted::Granted;
 pub use login::LoginOptions;
 pub use operator::{CustomerListing, Revocation, Revoked, SessionSummary};
 pub use permit::Permit;
+pub use service::Services;
 
 pub use crate::identity::answer::is_expiry_fault;
 pub use crate::identity::webhook::Delivery;
-pub use crate::identity::{Fields, Grant, NumberForm};
+pub use crate::identity::{Fields, Grant, NumberForm, ServiceClient};
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::{RefreshAuthorizer, RefreshReuse};
@@ -84,6 +87,8 @@ pub struct Tenant {
     pub adopt_until: Option<Timestamp>,
     /// What believes Emporix' events; none are taken without.
     pub webhook: Option<Arc<Webhook>>,
+    /// What back-office callers act as.
+    pub services: Services,
 }
 
 /// How the broker renews and revokes.
@@ -227,8 +232,9 @@ impl Broker {
 
     /// Takes what has become of the tenants. Those that were not there from the start stay unknown.
     pub fn take_tenants(&self, changed: HashMap<TenantId, Tenant>) {
-        for (id, tenant) in changed {
+        for (id, mut tenant) in changed {
             if let Some(known) = self.tenants.get(&id) {
+                tenant.services.inherit(&known.load().services);
                 known.store(Arc::new(tenant));
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
+use super::service::ServiceToken;
 use crate::clock::Timestamp;
 use crate::session::{ReadyHalf, ReadySession, Scope, SessionKey, TenantId};
 
@@ -16,7 +17,15 @@ pub struct Permit {
     generation: u64,
     bearer: HeaderValue,
     saas_token: Option<HeaderValue>,
-    shared: bool,
+    holder: Holder,
+}
+
+/// Whose the token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Session,
+    AllGuests,
+    Service,
 }
 
 impl Permit {
@@ -27,11 +36,22 @@ impl Permit {
         saas_token: Option<HeaderValue>,
     ) -> Self {
         let (generation, bearer) = (half.generation, half.bearer.clone());
-        Self { session, scope, generation, bearer, saas_token, shared: false }
+        Self { session, scope, generation, bearer, saas_token, holder: Holder::Session }
     }
 
     pub(super) fn shared(session: Arc<ReadySession>, half: &ReadyHalf) -> Self {
-        Self { shared: true, ..Self::new(session, Scope::Anonymous, half, None) }
+        Self { holder: Holder::AllGuests, ..Self::new(session, Scope::Anonymous, half, None) }
+    }
+
+    pub(super) fn service(token: &ServiceToken) -> Self {
+        Self {
+            session: token.session.clone(),
+            scope: Scope::Anonymous,
+            generation: 0,
+            bearer: token.bearer.clone(),
+            saas_token: None,
+            holder: Holder::Service,
+        }
     }
 
     /// `Bearer …`.
@@ -46,7 +66,7 @@ impl Permit {
         self.saas_token.as_ref()
     }
 
-    /// The session; of a shared guest token, one that nobody else can name.
+    /// The session; of a shared guest token or a service's, one that nobody else can name.
     #[must_use]
     pub fn key(&self) -> &SessionKey {
         &self.session.key
@@ -85,12 +105,18 @@ impl Permit {
     /// Emporix' id of the visit; none of a token that many share.
     #[must_use]
     pub fn session_id(&self) -> Option<&str> {
-        self.session.half(self.scope).filter(|_| !self.shared)?.session_id.as_deref()
+        self.session.half(self.scope).filter(|_| self.is_of_session())?.session_id.as_deref()
     }
 
     /// Whether the token is the tenant's shared guest token, and no session's.
     #[must_use]
     pub const fn is_shared(&self) -> bool {
-        self.shared
+        matches!(self.holder, Holder::AllGuests)
+    }
+
+    /// Whether the token is a session's, and ends with it.
+    #[must_use]
+    pub const fn is_of_session(&self) -> bool {
+        matches!(self.holder, Holder::Session)
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::routes::{Access, Inject, OnSuccess, RouteLimit, RouteRule, SaasInjection};
 use super::sections::{CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, TenantSection};
 use super::store::{RedisSection, RedisTopology, SealSection, StoreKind};
-use super::{Config, Secret, TracesSection};
+use super::{Config, Secret, ServiceSection, TracesSection};
 
 /// Every contradiction, as key and message.
 pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
@@ -46,8 +47,14 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         fault("hot_cache.hot_grace", "expected no less than hot_cache.revalidate_after");
     }
     check_addresses(config, &mut fault);
-    if config.admin.token.as_ref().is_some_and(|token| !is_admin_token(token.expose())) {
-        fault("admin.token", "expected 16 to 256 printable characters without spaces (openssl rand -hex 32)");
+    for (key, token) in [("admin.token", &config.admin.token), ("internal.token", &config.internal.token)] {
+        if token.as_ref().is_some_and(|token| !is_long_token(token.expose())) {
+            fault(key, "expected 16 to 256 printable characters without spaces (openssl rand -hex 32)");
+        }
+    }
+    check_internal(config, &mut fault);
+    for (index, rule) in config.routes.iter().enumerate() {
+        check_service_rule(config, rule, &mut |key, message| fault(&format!("routes.{index}.{key}"), message));
     }
     check_cookie(config, &config.cookie, &mut fault);
     if config.store.kind == StoreKind::Redis {
@@ -68,13 +75,60 @@ fn check_addresses(config: &Config, fault: &mut impl FnMut(&str, &str)) {
     if public == admin && admin.port() != 0 {
         fault("admin.listen", "expected another address than listen.public");
     }
-    let Some(listen) = config.forward_auth.listen else { return };
-    if (listen == public || listen == admin) && listen.port() != 0 {
+    let (verdicts, internal) = (config.forward_auth.listen, config.internal.listen);
+    if verdicts.is_some_and(|listen| (listen == public || listen == admin) && listen.port() != 0) {
         fault("forward_auth.listen", "expected another address than listen.public and admin.listen");
     }
-    if config.forward_auth.trusted_peers.is_empty() {
+    if verdicts.is_some() && config.forward_auth.trusted_peers.is_empty() {
         fault("forward_auth.trusted_peers", "expected the networks of the proxies that may ask");
     }
+    let others = [Some(public), Some(admin), verdicts];
+    if internal.is_some_and(|listen| others.contains(&Some(listen)) && listen.port() != 0) {
+        fault("internal.listen", "expected another address than those of the other listeners");
+    }
+}
+
+/// Who reaches the internal listener acts with a service's rights: it opens to nobody unknown.
+fn check_internal(config: &Config, fault: &mut impl FnMut(&str, &str)) {
+    let internal = &config.internal;
+    if internal.listen.is_some() && internal.token.is_none() && !internal.asks_for_certificates() {
+        fault("internal.listen", "expected internal.token or internal.tls.client_ca_file, so that callers are known");
+    }
+}
+
+/// A service that somebody has, and nothing that only a session's request could mean.
+fn check_service_rule(config: &Config, rule: &RouteRule, fault: &mut impl FnMut(&str, &str)) {
+    let Access::Service(service) = &rule.access else { return };
+    if !config.tenants.values().any(|tenant| tenant.services.contains_key(service)) {
+        fault("access", "expected a service that stands under `services` of a tenant");
+    }
+    let meaningless = [
+        ("inject", rule.inject != Inject::Session),
+        ("saas_token", rule.saas_token != SaasInjection::Never),
+        ("limit", rule.limit != RouteLimit::None),
+        ("on_success", rule.on_success != OnSuccess::Nothing),
+    ];
+    for (key, _) in meaningless.into_iter().filter(|(_, set)| *set) {
+        fault(key, "means nothing with access: service");
+    }
+}
+
+fn check_service(service: &ServiceSection, fault: &mut impl FnMut(&str, &str)) {
+    if !is_client_id(&service.client_id) {
+        fault("client_id", "expected the id of a client at Emporix");
+    }
+    let secret = service.client_secret.as_ref().map(Secret::expose);
+    if secret.is_none_or(|secret| secret.is_empty() || secret.len() > 1_024) {
+        fault("client_secret", "expected the client's secret, or client_secret_file");
+    }
+    let is_scope = |b: u8| b == b' ' || b.is_ascii_graphic();
+    if service.scope.len() > 4_096 || !service.scope.bytes().all(is_scope) {
+        fault("scope", "expected scopes parted by spaces, 4096 bytes at most");
+    }
+}
+
+fn is_client_id(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Scheme, host and perhaps a port. An empty host would switch certificate checks off, so it is no URL here.
@@ -85,7 +139,7 @@ fn is_base_url(text: &str) -> bool {
 }
 
 /// Long enough not to be guessed, and fit for a header.
-fn is_admin_token(token: &str) -> bool {
+fn is_long_token(token: &str) -> bool {
     (16..=256).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic())
 }
 
@@ -173,8 +227,7 @@ fn check_seal(seal: &SealSection, fault: &mut impl FnMut(&str, &str)) {
 }
 
 fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
-    let client_id = tenant.client_id.as_str();
-    if client_id.is_empty() || client_id.len() > 256 || !client_id.bytes().all(|b| b.is_ascii_graphic()) {
+    if !is_client_id(&tenant.client_id) {
         fault("client_id", "expected the tenant's storefront key");
     }
     for origin in &tenant.origins {
@@ -222,5 +275,8 @@ fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
     }
     if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&webhook.max_age) {
         fault("webhook.max_age", "expected a second to a day");
+    }
+    for (name, service) in &tenant.services {
+        check_service(service, &mut |key, message| fault(&format!("services.{name}.{key}"), message));
     }
 }

@@ -4,6 +4,7 @@
 pub mod routes;
 pub mod secret;
 pub mod sections;
+pub mod service;
 pub mod store;
 pub mod traces;
 pub mod webhook;
@@ -23,6 +24,7 @@ use serde_json::Value;
 pub use schema::schema;
 pub use secret::Secret;
 pub use sections::*;
+pub use service::{InternalSection, ServiceName, ServiceSection};
 pub use store::*;
 pub use traces::TracesSection;
 pub use webhook::WebhookSection;
@@ -34,14 +36,16 @@ use tree::{Origin, Tree};
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
 
 /// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 7] = [
+const SECRET_PATHS: [&str; 9] = [
     "tenants.*.saas_token.secret",
     "tenants.*.webhook.secret",
+    "tenants.*.services.*.client_secret",
     "store.redis.url",
     "store.redis.password",
     "store.redis.sentinel.password",
     "store.seal.keys.*.secret",
     "admin.token",
+    "internal.token",
 ];
 
 /// One thing that is wrong with a configuration.
@@ -348,6 +352,7 @@ mod tests {
             (format!("{tenant}\n    saas_token:"), 3),
             (format!("{tenant}\n    foreign_bearer:"), 3),
             (format!("{tenant}\n    webhook:"), 3),
+            (format!("{tenant}\n    services:\n      erp:"), 4),
             ("cookie:".into(), 1),
             ("session:".into(), 1),
             ("refresh:".into(), 1),
@@ -361,6 +366,9 @@ mod tests {
             ("log:".into(), 1),
             ("traces:".into(), 1),
             ("admin:".into(), 1),
+            ("forward_auth:".into(), 1),
+            ("internal:".into(), 1),
+            ("internal:\n  tls:".into(), 2),
         ] {
             for key in accepted_keys(&section, depth) {
                 let shows = |line: &str| line.trim_start_matches(['#', '-', ' ']).starts_with(&format!("{key}:"));

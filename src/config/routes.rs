@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::Span;
+use super::service::ServiceName;
 
 /// The shipped table, in order of services.
 pub const SHIPPED: &str = include_str!("../../config/routes.yaml");
@@ -75,8 +76,9 @@ impl Method {
 }
 
 /// Who may pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^(guest|visitor|customer|deny|service:[a-z0-9-]{1,32})$"))]
 pub enum Access {
     /// Anybody: a session is used when present, otherwise a shared guest token for safe methods.
     Guest,
@@ -85,8 +87,39 @@ pub enum Access {
     Visitor,
     /// A signed-in customer.
     Customer,
+    /// A back-office caller on the internal listener, with this service's token.
+    Service(ServiceName),
     /// Nobody.
     Deny,
+}
+
+impl TryFrom<String> for Access {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "guest" => Ok(Self::Guest),
+            "visitor" => Ok(Self::Visitor),
+            "customer" => Ok(Self::Customer),
+            "deny" => Ok(Self::Deny),
+            other => match other.strip_prefix("service:") {
+                Some(name) => ServiceName::try_from(name.to_owned()).map(Self::Service),
+                None => Err(format!("`{other}` is none of guest, visitor, customer, service:<name> and deny")),
+            },
+        }
+    }
+}
+
+impl From<Access> for String {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Guest => "guest".to_owned(),
+            Access::Visitor => "visitor".to_owned(),
+            Access::Customer => "customer".to_owned(),
+            Access::Service(name) => format!("service:{name}"),
+            Access::Deny => "deny".to_owned(),
+        }
+    }
 }
 
 /// Whose token is injected.

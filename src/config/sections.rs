@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::routes::RouteRule;
 use super::schema::Span;
 use super::secret::Secret;
+use super::service::{InternalSection, ServiceName, ServiceSection};
 use super::store::{HotCacheSection, StoreSection};
 use super::traces::TracesSection;
 use super::webhook::WebhookSection;
@@ -52,6 +53,8 @@ pub struct Config {
     pub traces: TracesSection,
     /// Verdicts for other proxies.
     pub forward_auth: ForwardAuthSection,
+    /// The listener for back-office callers.
+    pub internal: InternalSection,
     /// The files that secrets were read from.
     #[serde(skip)]
     pub secret_files: Vec<PathBuf>,
@@ -95,7 +98,7 @@ impl Default for ListenSection {
 }
 
 /// Certificate and key of a listener.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSection {
     /// PEM file with the certificate chain.
@@ -206,6 +209,8 @@ pub struct TenantSection {
     pub foreign_bearer: ForeignBearerSection,
     /// Emporix' events about the tenant's customers.
     pub webhook: WebhookSection,
+    /// Client credentials whose tokens back-office callers use, by name.
+    pub services: BTreeMap<ServiceName, ServiceSection>,
 }
 
 /// How credentials travel.

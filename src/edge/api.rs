@@ -89,7 +89,7 @@ impl Gateway {
         let named: Vec<&str> = visits.iter().map(AsRef::as_ref).collect();
         let demand = Demand {
             tenant: visit.tenant_id(),
-            access: route.access,
+            access: &route.access,
             inject: route.inject,
             saas_token: route.saas_token,
             visits: &named,

@@ -139,7 +139,8 @@ impl Explained<'_> {
                 passed.map(|_| ())
             }
             Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
-            Route::Closed => Err(GatewayError::Denied),
+            // Open on the internal listener alone.
+            Route::Service(_) | Route::Closed => Err(GatewayError::Denied),
         }
     }
 
@@ -351,6 +352,7 @@ fn route(found: &Found<'_, '_>) -> String {
         Route::Own(_) => "an endpoint of the gateway's own".to_owned(),
         Route::Webhook => "Emporix' events".to_owned(),
         Route::Closed => "closed".to_owned(),
+        Route::Service(ApiRoute { access, .. }) => format!("access {}, on the internal listener alone", word(access)),
         Route::Api(ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success }) => {
             let bounds = max_body_bytes.map(|bytes| format!(", max_body_bytes {bytes}")).unwrap_or_default();
             let wait = read_timeout.map(|wait| format!(", read_timeout {wait:?}")).unwrap_or_default();

@@ -43,10 +43,10 @@ pub(super) struct Passage<'p, 'g> {
 }
 
 impl Passage<'_, '_> {
-    fn demand<'d>(&'d self, visits: &'d [&'d str]) -> Demand<'d> {
+    pub(super) fn demand<'d>(&'d self, visits: &'d [&'d str]) -> Demand<'d> {
         Demand {
             tenant: self.visit.tenant_id(),
-            access: self.route.access,
+            access: &self.route.access,
             inject: self.route.inject,
             saas_token: self.route.saas_token,
             visits,
@@ -193,7 +193,7 @@ impl Gateway {
             return Ok(Ended::Aborted);
         }
         let ended = if streams {
-            let mut leash = (!permit.is_shared()).then(|| Leash::new(self, permit));
+            let mut leash = permit.is_of_session().then(|| Leash::new(self, permit));
             line.session.read_timeout = Some(self.upstream.stream_idle_timeout());
             passage.visit.streams_since = Some(Instant::now());
             self.metrics.open_streams.inc();

@@ -1,4 +1,4 @@
-//! The public listener: one request after the other on each connection, from its head to its end.
+//! The listeners that forward, public and internal: one request after the other on each connection, from its head to its end.
 //! A connection is used again only when what was said on it is complete; errors that quote a request are not logged.
 
 use std::future::poll_fn;
@@ -50,31 +50,51 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The public listener's application.
-pub struct PublicListener {
+/// Who is on the other side of a listener.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// Storefronts.
+    Public,
+    /// Back-office callers.
+    Internal,
+}
+
+/// A forwarding listener's application.
+pub struct Listener {
     current: CurrentGateway,
+    side: Side,
     http2: Arc<Http2>,
 }
 
-impl PublicListener {
-    /// Serves each request by the gateway that is current when it comes.
+impl Listener {
+    /// Serves each request of a storefront by the gateway that is current when it comes.
     #[must_use]
-    pub fn new(current: CurrentGateway) -> Self {
+    pub fn public(current: CurrentGateway) -> Self {
+        Self::new(current, Side::Public)
+    }
+
+    /// Serves back-office callers, over HTTP/1.1: nobody is offered HTTP/2 there.
+    #[must_use]
+    pub fn internal(current: CurrentGateway) -> Self {
+        Self::new(current, Side::Internal)
+    }
+
+    fn new(current: CurrentGateway, side: Side) -> Self {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(Duration::from_secs(2 * KEEPALIVE_SECONDS));
-        Self { http2: Arc::new(Http2 { current: current.clone(), options }), current }
+        Self { http2: Arc::new(Http2 { current: current.clone(), side, options }), current, side }
     }
 }
 
 #[async_trait]
-impl ServerApp for PublicListener {
+impl ServerApp for Listener {
     /// HTTP/1.1 goes on in a task of its own: Pingora's holds the room for a TLS handshake as long as it lives.
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             let told_to_go = self.current.load().drain.watch();
             return self.http2.process_new(stream, &told_to_go).await;
         }
-        tokio::spawn(serve(self.current.clone(), stream));
+        tokio::spawn(serve(self.current.clone(), self.side, stream));
         None
     }
 }
@@ -82,6 +102,7 @@ impl ServerApp for PublicListener {
 /// What Pingora's way of HTTP/2 calls for each stream.
 struct Http2 {
     current: CurrentGateway,
+    side: Side,
     options: HttpServerOptions,
 }
 
@@ -93,7 +114,7 @@ impl HttpServerApp for Http2 {
         _shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         if takes_head(&self.current, &mut http).await {
-            Box::pin(self.current.load().attend(Box::new(http))).await;
+            Box::pin(self.current.load().attend(self.side, Box::new(http))).await;
         }
         None
     }
@@ -105,14 +126,14 @@ impl HttpServerApp for Http2 {
 
 /// Serves a connection: one request after the other. Idle connections are what there is most of: what only a request
 /// needs is boxed, so that they do not hold the room for it.
-async fn serve(current: CurrentGateway, stream: Stream) {
+async fn serve(current: CurrentGateway, side: Side, stream: Stream) {
     let mut http = Box::new(ServerSession::new_http1(stream));
     http.set_keepalive(Some(KEEPALIVE_SECONDS));
     http.set_keepalive_reuses_remaining(Some(MOST_REQUESTS));
     // Of the connection's own: a reference that requests count would be written by all of them.
     let mut gateway = Cache::new(current.clone());
     while takes_head(&current, &mut http).await {
-        match Box::pin(gateway.load().attend(http)).await {
+        match Box::pin(gateway.load().attend(side, http)).await {
             Some(next) => http = next,
             None => return,
         }
@@ -143,7 +164,7 @@ impl Gateway {
     }
 
     /// Sends a request its way and ends it. Returns the connection if it can be used again.
-    async fn attend(&self, mut http: Box<ServerSession>) -> Option<Box<ServerSession>> {
+    async fn attend(&self, side: Side, mut http: Box<ServerSession>) -> Option<Box<ServerSession>> {
         let under_way = UnderWay::new(&self.under_way);
         let started = Instant::now();
         http.set_pipelining_enabled(true);
@@ -159,8 +180,8 @@ impl Gateway {
             &Method::CONNECT | &Method::TRACE => Err(GatewayError::MethodNotAllowed),
             method if !is_registered(method) => Err(GatewayError::MethodNotAllowed),
             _ => match visit.span.as_ref().map(|span| span.context().clone()) {
-                None => self.request_filter(&mut http, &mut visit).await,
-                Some(place) => Box::pin(place.around(self.request_filter(&mut http, &mut visit))).await,
+                None => self.way_of(side, &mut http, &mut visit).await,
+                Some(place) => Box::pin(place.around(self.way_of(side, &mut http, &mut visit))).await,
             },
         };
         let ended = match ended {
@@ -175,6 +196,20 @@ impl Gateway {
             return None;
         }
         renewed(http).await
+    }
+}
+
+impl Gateway {
+    async fn way_of<'g>(
+        &'g self,
+        side: Side,
+        http: &mut ServerSession,
+        visit: &mut Visit<'g>,
+    ) -> Result<Ended, GatewayError> {
+        match side {
+            Side::Public => self.request_filter(http, visit).await,
+            Side::Internal => Box::pin(self.internal_request(http, visit)).await,
+        }
     }
 }
 

@@ -3,12 +3,14 @@
 
 pub mod admin;
 mod api;
+mod bearer;
 mod drain;
 pub mod explain;
 mod forward;
 pub mod forward_auth;
 mod headers;
 mod idle;
+mod internal;
 mod limits;
 pub mod listener;
 mod operator;
@@ -43,6 +45,7 @@ use crate::error::GatewayError;
 use crate::telemetry::trace::Tracer;
 use crate::telemetry::{Census, Label, Metrics, Outcome, RouteClass};
 use drain::Drain;
+use internal::Callers;
 use limits::Limits;
 use listener::final_head;
 use repeats::Repeats;
@@ -72,6 +75,7 @@ pub struct Gateway {
     /// Requests that are being repeated with renewed tokens.
     repeats: Arc<Repeats>,
     drain: Arc<Drain>,
+    callers: Callers,
 }
 
 /// What outlives a change of the configuration.
@@ -84,6 +88,8 @@ struct Standing {
     drain: Arc<Drain>,
     metrics: Arc<Metrics>,
     tracer: Option<Tracer>,
+    /// Whether the internal listener's handshakes prove who calls.
+    handshake_proves: bool,
 }
 
 /// The gateway by the configuration that holds now. A request is served to its end by the one that it began with.
@@ -121,6 +127,7 @@ impl Gateway {
             drain: Arc::default(),
             metrics,
             tracer,
+            handshake_proves: config.internal.asks_for_certificates(),
         };
         Self::of(config, standing)
     }
@@ -139,12 +146,14 @@ impl Gateway {
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
             tracer: self.tracer.clone(),
+            handshake_proves: self.callers.handshake_proves(),
         };
         Self::of(config, standing)
     }
 
     fn of(config: &Config, standing: Standing) -> Result<Self, String> {
-        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics, tracer } = standing;
+        let Standing { broker, upstream, limits, under_way, repeats, drain, metrics, tracer, handshake_proves } =
+            standing;
         Ok(Self {
             broker,
             routes: RouteTable::new(&config.routes)
@@ -162,6 +171,7 @@ impl Gateway {
             under_way,
             repeats,
             drain,
+            callers: Callers::new(config.internal.token.as_ref(), handshake_proves),
         })
     }
 
@@ -239,7 +249,7 @@ impl Gateway {
                 self.api_request(http, route, &target, visit).await
             }
             Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
-            Route::Closed => Err(GatewayError::Denied),
+            Route::Service(_) | Route::Closed => Err(GatewayError::Denied),
         }
     }
 
@@ -293,6 +303,7 @@ impl Gateway {
         let answer = Answer::problem(error).with_all(std::mem::take(&mut visit.cors));
         match error {
             GatewayError::SessionGone if visit.by_cookie => answer.with(SET_COOKIE, self.cookies.expire()),
+            GatewayError::InternalTokenRequired => bearer::wanted(answer),
             _ => answer,
         }
     }

@@ -4,18 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue};
 use pingora::protocols::http::ServerSession;
 use serde::Deserialize;
 
+use super::bearer::{self, BearerKey};
 use super::respond::Answer;
 use super::target::Target;
 use super::upload::read_json;
 use crate::broker::{Broker, Revocation};
 use crate::config::Secret;
 use crate::error::GatewayError;
-use crate::session::{SecretHash, SessionLabel, TenantId};
+use crate::session::{SessionLabel, TenantId};
 
 /// Bounds on what an operator sends.
 const MOST_BODY_BYTES: usize = 4_096;
@@ -26,7 +25,7 @@ const MOST_CUSTOMER_BYTES: usize = 256;
 #[derive(Clone)]
 pub(super) struct Sessions {
     broker: Arc<Broker>,
-    token: SecretHash,
+    key: BearerKey,
 }
 
 /// Which sessions to end: one customer's, one by its label, or all of a tenant's.
@@ -43,16 +42,15 @@ struct Asked {
 impl Sessions {
     /// The API that `token` opens.
     pub(super) fn new(broker: Arc<Broker>, token: &Secret) -> Self {
-        Self { broker, token: SecretHash::of(token.expose().as_bytes()) }
+        Self { broker, key: BearerKey::of(token) }
     }
 
     /// Answers a request below `/admin/`.
     pub(super) async fn answer(&self, http: &mut ServerSession) -> Answer {
         let head = http.req_header();
-        if !self.opens(&head.headers) {
+        if !self.key.opens(&head.headers) {
             tracing::warn!("the operators' API was asked without its token");
-            let problem = Answer::problem(&GatewayError::AdminTokenRequired);
-            return problem.with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return bearer::wanted(Answer::problem(&GatewayError::AdminTokenRequired));
         }
         let answer = match (head.method.as_str(), head.uri.path()) {
             ("GET", "/admin/sessions") => self.list(http).await,
@@ -61,16 +59,6 @@ impl Sessions {
             _ => Err(GatewayError::UnknownRoute),
         };
         answer.unwrap_or_else(|error| Answer::problem(&error))
-    }
-
-    /// Whether the one `Authorization` is the token. Hashes are compared, in constant time: not even a length shows.
-    fn opens(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let (Some(value), None) = (values.next(), values.next()) else { return false };
-        let token = value.to_str().ok().and_then(|value| value.split_once(' '));
-        token.is_some_and(|(scheme, token)| {
-            scheme.eq_ignore_ascii_case("bearer") && SecretHash::of(token.as_bytes()).matches(&self.token)
-        })
     }
 
     async fn list(&self, http: &ServerSession) -> Result<Answer, GatewayError> {

@@ -64,6 +64,7 @@ impl ApiRoute {
     /// The label of its metrics.
     pub(super) const fn class(&self) -> RouteClass {
         match self.access {
+            Access::Service(_) => RouteClass::Service,
             Access::Guest => RouteClass::Guest,
             Access::Customer => RouteClass::Customer,
             Access::Visitor | Access::Deny => RouteClass::Visitor,
@@ -79,6 +80,8 @@ pub(super) enum Route {
     /// Where Emporix delivers its events.
     Webhook,
     Api(ApiRoute),
+    /// An API route for back-office callers: on the internal listener alone.
+    Service(ApiRoute),
     Closed,
 }
 
@@ -199,7 +202,7 @@ impl RouteTable {
         let (tenant, token) = (found.params.get("tenant"), found.params.get("token"));
         let rule = found.value.iter().find(|rule| rule.methods.is_empty() || rule.methods.contains(&method));
         match rule {
-            Some(Rule { route: Route::Api(_), .. }) if !is_plain_service(path) => {
+            Some(Rule { route: Route::Api(_) | Route::Service(_), .. }) if !is_plain_service(path) => {
                 Found { route: &Route::Closed, tenant, token, wrong_method: false, rule }
             }
             Some(known) => Found { route: &known.route, tenant, token, wrong_method: false, rule },
@@ -249,9 +252,11 @@ impl Rule {
 fn compiled(rule: &RouteRule, source: RuleSource) -> Rule {
     let RouteRule { path, methods, access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success } =
         rule.clone();
+    let api = |access| ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success };
     let route = match access {
         Access::Deny => Route::Closed,
-        access => Route::Api(ApiRoute { access, inject, saas_token, max_body_bytes, read_timeout, limit, on_success }),
+        Access::Service(_) => Route::Service(api(access)),
+        access => Route::Api(api(access)),
     };
     Rule { methods: methods.iter().map(|method| method.as_str()).collect(), route, source, path }
 }
@@ -376,7 +381,7 @@ mod tests {
 
     fn access(method: &str, path: &str) -> Option<Access> {
         match table().find(method, path).route {
-            Route::Api(route) => Some(route.access),
+            Route::Api(route) => Some(route.access.clone()),
             Route::Closed => Some(Access::Deny),
             _ => None,
         }

@@ -167,6 +167,7 @@ const fn dependency(call: EmporixCall) -> Dependency {
         EmporixCall::Refresh => Dependency::Refresh,
         EmporixCall::Revoke => Dependency::Revoke,
         EmporixCall::Introspect => Dependency::Introspect,
+        EmporixCall::Service => Dependency::Service,
     }
 }
 

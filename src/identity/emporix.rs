@@ -11,10 +11,11 @@ use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, 
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use url::form_urlencoded::Serializer;
 
 use super::answer::{is_identifier, read_error};
 use super::breaker::Breakers;
-use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued};
+use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued, ServiceClient};
 use crate::clock::Clock;
 use crate::session::{SiteContext, TenantId, Token};
 use crate::telemetry::trace::{self, SpanKind, spanned};
@@ -141,9 +142,11 @@ impl Emporix {
         for (name, value) in trace::headers() {
             request = request.header(name, value);
         }
-        if let Some(body) = call.body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
-        }
+        request = match call.body {
+            Some(Body::Json(body)) => request.header(CONTENT_TYPE, "application/json").body(body.to_string()),
+            Some(Body::Form(form)) => request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form),
+            None => request,
+        };
         let answer = request.send().await.map_err(|error| match () {
             () if error.is_connect() => IdentityError::Unavailable("no connection"),
             () if error.is_timeout() => IdentityError::Unknown("no answer in time"),
@@ -191,7 +194,12 @@ struct Call<'c> {
     url: Url,
     authorizer: Option<&'c Token>,
     session_id: Option<&'c str>,
-    body: Option<Value>,
+    body: Option<Body>,
+}
+
+enum Body {
+    Json(Value),
+    Form(String),
 }
 
 impl<'c> Call<'c> {
@@ -284,7 +292,7 @@ impl IdentityProvider for Emporix {
         };
         let call = match grant {
             Grant::Password { email, password } => Call {
-                body: Some(serde_json::json!({"email": email, "password": password.as_str()})),
+                body: Some(Body::Json(serde_json::json!({"email": email, "password": password.as_str()}))),
                 ..Call::new(Method::POST, url(&["login"], &[]), Some(authorizer))
             },
             Grant::Social { code, redirect_uri, code_verifier, state, session_id } => {
@@ -329,6 +337,12 @@ impl IdentityProvider for Emporix {
         }
     }
 
+    async fn service_token(&self, tenant: &TenantId, client: &ServiceClient) -> Result<Issued, IdentityError> {
+        let call = Call::new(Method::POST, self.url(&["oauth", "token"], []), None);
+        let call = Call { body: Some(Body::Form(client_credentials(client))), ..call };
+        self.issue(tenant, EmporixCall::Service, call).await
+    }
+
     async fn introspect(&self, tenant: &TenantId, access: &Token) -> Result<Introspection, IdentityError> {
         let get = |path: &[&str]| Call::new(Method::GET, self.url(path, []), Some(access));
         let validity = self
@@ -353,6 +367,17 @@ impl IdentityProvider for Emporix {
             legal_entity_id: text(&validity, "legalEntityId"),
         })
     }
+}
+
+fn client_credentials(client: &ServiceClient) -> String {
+    let mut form = Serializer::new(String::new());
+    form.append_pair("grant_type", "client_credentials")
+        .append_pair("client_id", &client.client_id)
+        .append_pair("client_secret", client.client_secret.expose());
+    if !client.scope.is_empty() {
+        form.append_pair("scope", &client.scope);
+    }
+    form.finish()
 }
 
 /// A visit without an id would lose its cart.

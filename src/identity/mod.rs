@@ -13,6 +13,7 @@ use serde::Serialize;
 
 pub use answer::{Fields, Issued, NumberForm};
 
+use crate::config::Secret;
 use crate::session::{SiteContext, TenantId, Token};
 use crate::telemetry::Flow;
 use zeroize::Zeroizing;
@@ -70,6 +71,17 @@ impl Grant {
     pub fn email(&self) -> Option<&str> {
         if let Self::Password { email, .. } = self { Some(email) } else { None }
     }
+}
+
+/// A service's client credentials (RFC 6749, section 4.4), and the scopes that are asked for.
+#[derive(Debug)]
+pub struct ServiceClient {
+    /// The client.
+    pub client_id: String,
+    /// Its secret.
+    pub client_secret: Secret,
+    /// Scopes, parted by spaces; what the client may at most when empty.
+    pub scope: String,
 }
 
 /// What Emporix says of a customer's access token.
@@ -178,6 +190,9 @@ pub trait IdentityProvider: Send + Sync + 'static {
 
     /// Ends a customer's access token.
     async fn revoke(&self, tenant: &TenantId, access: &Token) -> Result<(), IdentityError>;
+
+    /// A token of a service's own. None of these can be refreshed.
+    async fn service_token(&self, tenant: &TenantId, client: &ServiceClient) -> Result<Issued, IdentityError>;
 
     /// Whose access token this is.
     async fn introspect(&self, tenant: &TenantId, access: &Token) -> Result<Introspection, IdentityError>;

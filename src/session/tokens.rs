@@ -114,6 +114,12 @@ impl TokenSet {
         let refresh_expires_at = if self.refresh.is_some() { self.refresh_expires_at } else { Timestamp::default() };
         Lifetime::new(self.issued_at, self.access_expires_at, refresh_expires_at, margin)
     }
+
+    /// The same for tokens that are fetched anew, and not refreshed.
+    #[must_use]
+    pub fn lifetime_of_access(&self, margin: f64) -> Lifetime {
+        Lifetime::new(self.issued_at, self.access_expires_at, self.access_expires_at, margin)
+    }
 }
 
 /// How far a token set has aged.

@@ -35,7 +35,7 @@ labels! {
     RouteClass {
         Guest = "guest", Visitor = "visitor", Customer = "customer", AnonymousLogin = "anonymous_login",
         AnonymousRefresh = "anonymous_refresh", Login = "login", Refresh = "refresh", Logout = "logout",
-        Own = "own", Preflight = "preflight", None = "none",
+        Own = "own", Preflight = "preflight", Service = "service", None = "none",
     }
     /// How a request ended.
     Outcome {
@@ -45,7 +45,7 @@ labels! {
     /// What authentication decided.
     Decision {
         Session = "session", SharedGuest = "shared_guest", Missing = "missing", Dead = "dead",
-        Forbidden = "forbidden", Unknowable = "unknowable",
+        Forbidden = "forbidden", Unknowable = "unknowable", Service = "service", Stranger = "stranger",
     }
     /// The ways to sign in.
     Flow { Password = "password", Social = "social", Exchange = "exchange", OptIn = "opt_in" }
@@ -77,7 +77,7 @@ labels! {
     EmporixCall {
         AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
         SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke",
-        Introspect = "introspect",
+        Introspect = "introspect", Service = "service",
     }
     /// How it ended.
     CallOutcome { Success = "success", Refused = "refused", Unavailable = "unavailable", Unknown = "unknown" }
@@ -89,7 +89,7 @@ labels! {
     /// What a breaker stands in front of.
     Dependency {
         Store = "store", AnonymousLogin = "anonymous_login", AnonymousRefresh = "anonymous_refresh", Login = "login",
-        SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke", Introspect = "introspect",
+        SocialLogin = "social_login", Exchange = "exchange", OptIn = "opt_in", Refresh = "refresh", Revoke = "revoke", Introspect = "introspect", Service = "service",
     }
     /// What a breaker did.
     BreakerEvent { Opened = "opened", Closed = "closed", Refused = "refused" }

@@ -39,6 +39,7 @@ mod replicas;
 mod revocation;
 mod saas_token;
 mod secrets_stay_secret;
+mod service;
 mod sick_redis;
 mod steps;
 mod store_contract;

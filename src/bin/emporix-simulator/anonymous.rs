@@ -7,7 +7,9 @@ use axum::{
     Json,
     extract::{Query, State},
 };
+use bytes::Bytes;
 use serde_json::{Value, json};
+use url::form_urlencoded;
 
 use crate::{
     caller::{Params, Sim},
@@ -50,16 +52,27 @@ pub(crate) async fn refresh(State(simulator): Sim, Query(params): Params) -> Res
     Ok(Json(answer(&mut world, &grant, refresh)))
 }
 
-/// `POST /oauth/token`, for any client: the token works in every tenant.
-pub(crate) async fn service(State(simulator): Sim) -> Json<Value> {
+/// `POST /oauth/token`, for any client that knows the secret: the token works in every tenant.
+pub(crate) async fn service(State(simulator): Sim, form: Bytes) -> Result<Json<Value>, Refusal> {
+    let form: HashMap<_, _> = form_urlencoded::parse(&form).into_owned().collect();
+    let said = |field: &str| form.get(field).map(String::as_str).unwrap_or_default();
+    if said("grant_type") != "client_credentials" {
+        return Err(Refusal::bad_request("grant_type is missing."));
+    }
+    if said("client_id").is_empty() || said("client_secret") != simulator.client_secret {
+        return Err(Refusal::fault("Client credentials are invalid", "oauth.v2.InvalidClientIdentifier"));
+    }
     let tenant = simulator.tenants.first().cloned().unwrap_or_default();
-    let scope = format!("tenant={tenant}");
+    let scope = if said("scope").is_empty() { format!("tenant={tenant}") } else { said("scope").to_owned() };
     let grant = Grant { tenant, session_id: random::uuid(), customer: None, legal_entity: None };
-    let token = simulator.world().tokens.mint(Kind::Service, &grant, 14_399, now());
-    Json(json!({
-        "access_token": token, "token_type": "Bearer", "expires_in": 14_399, "session_idle_time": 120,
+    let mut world = simulator.world();
+    world.tokens.remember_secret(&simulator.client_secret);
+    let ttl = world.settings.service_ttl;
+    let token = world.tokens.mint(Kind::Service, &grant, ttl, now());
+    Ok(Json(json!({
+        "access_token": token, "token_type": "Bearer", "expires_in": ttl, "session_idle_time": 120,
         "refresh_token": "", "refresh_token_expires_in": 0, "scope": scope,
-    }))
+    })))
 }
 
 fn checked_tenant(simulator: &Simulator, params: &HashMap<String, String>) -> Result<String, Refusal> {

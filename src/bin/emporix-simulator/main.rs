@@ -50,6 +50,9 @@ struct Arguments {
     /// The passphrase that signs SaaS tokens.
     #[arg(long, default_value = "simulator-passphrase")]
     saas_secret: String,
+    /// The secret of every client that asks for service tokens.
+    #[arg(long, default_value = "simulator-client-secret")]
+    client_secret: String,
     /// A tenant that exists; may be repeated.
     #[arg(long = "tenant", default_values = ["acme", "globex"])]
     tenants: Vec<String>,
@@ -60,8 +63,8 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> io::Result<()> {
-    let Arguments { listen, saas_secret, tenants, client_ids } = Arguments::parse();
-    let simulator = Arc::new(Simulator::new(tenants, client_ids, SaasSigner::new(saas_secret)));
+    let Arguments { listen, saas_secret, client_secret, tenants, client_ids } = Arguments::parse();
+    let simulator = Arc::new(Simulator::new(tenants, client_ids, client_secret, SaasSigner::new(saas_secret)));
     let listener = TcpListener::bind(listen).await?;
     announce(&listener)?;
     let app = routes::all(simulator).into_make_service_with_connect_info::<Wire>();

@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) exchange_access_ttl: u64,
     /// Life of a customer's refresh token that came from a token exchange.
     pub(crate) exchange_refresh_ttl: u64,
+    /// Life of a service's bearer.
+    pub(crate) service_ttl: u64,
     /// Life of a SaaS token.
     pub(crate) saas_ttl: u64,
     /// Returned as `saas_token` instead of a signed one.
@@ -58,6 +60,7 @@ impl Default for Settings {
             customer_refresh_ttl: 86_399,
             exchange_access_ttl: 14_399,
             exchange_refresh_ttl: 15_551_999,
+            service_ttl: 14_399,
             saas_ttl: 14_400,
             saas_token_override: None,
             raw_expires_in: None,

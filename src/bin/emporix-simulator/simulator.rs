@@ -20,6 +20,8 @@ pub(crate) struct Simulator {
     pub(crate) tenants: Vec<String>,
     /// The API keys anonymous logins may use.
     pub(crate) client_ids: Vec<String>,
+    /// What every client of `/oauth/token` has to know.
+    pub(crate) client_secret: String,
     /// Mints and checks SaaS tokens.
     pub(crate) saas: SaasSigner,
     world: Mutex<World>,
@@ -71,7 +73,7 @@ pub(crate) const JANE: &str = "C0033";
 
 impl Simulator {
     /// A simulator in which every tenant knows John and Jane.
-    pub(crate) fn new(tenants: Vec<String>, client_ids: Vec<String>, saas: SaasSigner) -> Self {
+    pub(crate) fn new(tenants: Vec<String>, client_ids: Vec<String>, client_secret: String, saas: SaasSigner) -> Self {
         let mut world = World::default();
         for tenant in &tenants {
             for (number, first, last) in [(JOHN, "John", "Doe"), (JANE, "Jane", "Roe")] {
@@ -80,7 +82,7 @@ impl Simulator {
                 world.customers.push(Customer::new(tenant, number, &email, "password123", &details));
             }
         }
-        Self { tenants, client_ids, saas, world: Mutex::new(world) }
+        Self { tenants, client_ids, client_secret, saas, world: Mutex::new(world) }
     }
 
     /// The world, for as long as the guard lives.

@@ -90,7 +90,7 @@ impl Asked {
         let credential = present(handle, scope);
         let demand = Demand {
             tenant: Some(&tenant),
-            access: if scope == Scope::Customer { Access::Customer } else { Access::Visitor },
+            access: if scope == Scope::Customer { &Access::Customer } else { &Access::Visitor },
             inject: Inject::Session,
             saas_token: SaasInjection::WhenValid,
             visits: &[VISIT],

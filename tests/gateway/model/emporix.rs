@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use emporix_gateway::clock::{Clock, Timestamp};
 use emporix_gateway::identity::{
-    Fields, Grant, IdentityError, IdentityProvider, Introspection, Issued, NumberForm, Refusal,
+    Fields, Grant, IdentityError, IdentityProvider, Introspection, Issued, NumberForm, Refusal, ServiceClient,
 };
 use emporix_gateway::session::{Scope, SiteContext, TenantId, Token, TokenSet};
 
@@ -251,6 +251,10 @@ impl IdentityProvider for GatedIdentity {
 
     async fn revoke(&self, _: &TenantId, _: &Token) -> Result<(), IdentityError> {
         self.call("revoke", |_| Ok(())).await
+    }
+
+    async fn service_token(&self, _: &TenantId, _: &ServiceClient) -> Result<Issued, IdentityError> {
+        Err(IdentityError::Unavailable("the model has no services"))
     }
 
     async fn introspect(&self, _: &TenantId, _: &Token) -> Result<Introspection, IdentityError> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use emporix_gateway::broker::{Broker, BrokerSettings, Tenant};
+use emporix_gateway::broker::{Broker, BrokerSettings, Services, Tenant};
 use emporix_gateway::clock::Clock;
 use emporix_gateway::config::{HotCacheSection, RefreshAuthorizer, RefreshReuse, SaasTokenSection};
 use emporix_gateway::identity::emporix::client;
@@ -161,6 +161,7 @@ fn tenant(name: &str, clock: &Arc<dyn Clock>) -> (TenantId, Tenant) {
         expose_jwt: false,
         adopt_until: None,
         webhook: None,
+        services: Services::default(),
     };
     (id, tenant)
 }
