@@ -68,6 +68,8 @@ def a_secret_in_the_configuration_is_refused(made):
         "store.seal.keys.1.secret": {"store": {"seal": {"keys": [{"id": "a"}, {"id": "b", "secret": "hush"}]}}},
         "tenants.acme.saas_token.secret": {"tenants": {"acme": {"saas_token": {"secret": "hush"}}}},
         "tenants.acme.webhook.secret": {"tenants": {"acme": {"webhook": {"secret": "hush"}}}},
+        "internal.token": {"internal": {"token": "hush"}},
+        "tenants.acme.services.erp.client_secret": {"tenants": {"acme": {"services": {"erp": {"client_secret": "hush"}}}}},
     }.items():
         told = refusal(with_config(**sections))
         assert f"config.{key} would be readable" in told and "hush" not in told, key

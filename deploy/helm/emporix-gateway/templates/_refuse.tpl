@@ -14,10 +14,13 @@
 {{- end -}}
 {{- end -}}
 
-{{- $secrets := list "admin.token" "store.redis.password" "store.redis.sentinel.password" -}}
-{{- range $tenant, $_ := $config.tenants -}}
+{{- $secrets := list "admin.token" "internal.token" "store.redis.password" "store.redis.sentinel.password" -}}
+{{- range $tenant, $section := $config.tenants -}}
 {{- $secrets = concat $secrets (list (printf "tenants.%s.saas_token.secret" $tenant)) -}}
 {{- $secrets = concat $secrets (list (printf "tenants.%s.webhook.secret" $tenant)) -}}
+{{- range $service, $_ := dig "services" dict $section -}}
+{{- $secrets = append $secrets (printf "tenants.%s.services.%s.client_secret" $tenant $service) -}}
+{{- end -}}
 {{- end -}}
 {{- if contains "@" (dig "store" "redis" "url" "" $config) -}}
 {{- $secrets = append $secrets "store.redis.url" -}}
