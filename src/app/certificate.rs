@@ -45,12 +45,23 @@ impl Certificates {
     }
 }
 
+impl Certificates {
+    /// Whether clients' certificates would have to come from others than now, which takes a start.
+    pub(super) fn have_other_roots(&self, changed: &Self) -> bool {
+        let anchors = |known: &Option<Arc<Certificate>>| {
+            known.as_ref().and_then(|known| known.roots.as_ref()).map(|roots| roots.roots.clone())
+        };
+        anchors(&self.public) != anchors(&changed.public) || anchors(&self.internal) != anchors(&changed.internal)
+    }
+}
+
 /// Certificate and key, as they are now.
 #[derive(Debug)]
 pub(super) struct Certificate {
     now: ArcSwap<CertifiedKey>,
-    section: TlsSection,
-    /// Where the section stands.
+    /// Whom clients' certificates have to come from, as the listener was opened; none where none are asked for.
+    roots: Option<RootCertStore>,
+    /// Where its section stands.
     key: &'static str,
 }
 
@@ -62,8 +73,8 @@ impl Certificate {
     fn read(key: &'static str, section: &TlsSection) -> Result<Arc<Self>, String> {
         let at = |error| format!("{key}.{error}");
         let now = ArcSwap::from_pointee(certified_key(section).map_err(at)?);
-        client_roots(section).map_err(at)?;
-        Ok(Arc::new(Self { now, section: section.clone(), key }))
+        let roots = client_roots(section).map_err(at)?;
+        Ok(Arc::new(Self { now, roots, key }))
     }
 
     /// What a listener for browsers is set up with: HTTP/2 and HTTP/1.1 by ALPN, for they open WebSockets over the latter.
@@ -78,10 +89,10 @@ impl Certificate {
         // The resolver takes the place of the files.
         let mut settings = TlsSettings::intermediate("", "").map_err(|error| error.to_string())?;
         settings.set_cert_resolver(self.clone());
-        let at = |error| format!("{}.{error}", self.key);
-        if let Some(roots) = client_roots(&self.section).map_err(at)? {
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
-            settings.set_client_cert_verifier(verifier.map_err(|error| at(format!("client_ca_file: {error}")))?);
+        if let Some(roots) = &self.roots {
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots.clone())).build();
+            let verifier = verifier.map_err(|error| format!("{}.client_ca_file: {error}", self.key))?;
+            settings.set_client_cert_verifier(verifier);
         }
         Ok(settings)
     }
@@ -100,7 +111,7 @@ fn certified_key(section: &TlsSection) -> Result<CertifiedKey, String> {
     CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| unusable("key_file", key_file, &error))
 }
 
-/// Whom clients' certificates have to come from; none where none are asked for.
+/// The authorities of the section.
 fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
     let Some(file) = &section.client_ca_file else { return Ok(None) };
     let mut roots = RootCertStore::empty();

@@ -118,10 +118,13 @@ impl Reload {
     /// Makes everything new before anything old is replaced. Returns what only a start takes up.
     fn apply(&mut self) -> Result<Vec<&'static str>, String> {
         let read = (self.source.load)()?;
-        let restart = needs_restart(&self.started_with, &read);
+        let mut restart = needs_restart(&self.started_with, &read);
         let config = self.with_known_tenants(read);
         let gateway = self.gateway.load().changed(&config)?;
         let certificates = Certificates::read(&config)?;
+        if self.certificates.have_other_roots(&certificates) {
+            restart.push("client_ca_file");
+        }
         let tenants = self.tenants.changed(&self.holds, &config);
         self.certificates.take(&certificates);
         self.broker.take_tenants(tenants);
@@ -144,8 +147,8 @@ impl Reload {
 /// The files that a configuration is made of.
 fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
     let tls = [&config.listen.tls, &config.internal.tls].into_iter().flatten();
-    let tls = tls.flat_map(|tls| [&tls.certificate_file, &tls.key_file]);
-    let files = tls.chain(&config.secret_files).map(PathBuf::as_path);
+    let tls = tls.flat_map(|tls| [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]);
+    let files = tls.flatten().chain(&config.secret_files).map(PathBuf::as_path);
     [file].into_iter().chain(files).map(Path::to_path_buf).collect()
 }
 
