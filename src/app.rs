@@ -167,19 +167,12 @@ impl App {
         let upgrade_socket =
             if self.takes_over { Some(doors::arrival(listen)?) } else { listen.upgrade_socket.clone() };
         if !self.takes_over {
-            let addresses = [
-                ("listen.public", Some(public)),
-                ("admin.listen", Some(admin)),
-                ("forward_auth.listen", verdicts),
-                ("internal.listen", internal),
-            ];
-            for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
-                TcpListener::bind(address)
-                    .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
-            }
+            try_addresses(&self.config)?;
         }
         let shown = self.certificates.public.as_ref();
         let tls = shown.map(|shown| shown.settings_for_browsers()).transpose().map_err(StartError::Config)?;
+        let shown = self.certificates.internal.as_ref();
+        let internal_tls = shown.map(|shown| shown.settings()).transpose().map_err(StartError::Config)?;
         let conf = ServerConf {
             threads: listen.threads,
             work_stealing: listen.work_stealing,
@@ -210,9 +203,9 @@ impl App {
         if let Some(internal) = internal {
             let mut service = Service::new("internal".to_owned(), Listener::internal(self.gateway.clone()));
             service.threads = Some(1);
-            service.add_listener(match &self.certificates.internal {
+            service.add_listener(match internal_tls {
                 None => doors::listener(internal),
-                Some(shown) => doors::listener(internal).tls(shown.settings().map_err(StartError::Config)?),
+                Some(tls) => doors::listener(internal).tls(tls),
             });
             server.add_service(Door::new(service, &doors));
         }
@@ -234,6 +227,21 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Whether every address can be listened on, before anything begins.
+fn try_addresses(config: &Config) -> Result<(), StartError> {
+    let addresses = [
+        ("listen.public", Some(config.listen.public)),
+        ("admin.listen", Some(config.admin.listen)),
+        ("forward_auth.listen", config.forward_auth.listen),
+        ("internal.listen", config.internal.listen),
+    ];
+    for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+        TcpListener::bind(address)
+            .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
+    }
+    Ok(())
 }
 
 fn store(

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
+use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
+use super::listener::{kept, takes_own_head};
 use super::operator::Sessions;
 use super::respond::Answer;
 use crate::broker::Broker;
@@ -84,16 +84,12 @@ impl HttpServerApp for Admin {
         mut http: ServerSession,
         _shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-        if !matches!(tokio::time::timeout(HEAD_TIMEOUT, http.read_request()).await, Ok(Ok(true))) {
+        if !takes_own_head(&mut http).await {
             return None;
         }
         http.set_keepalive(Some(60));
-        http.set_total_drain_timeout(Some(Duration::from_secs(2)));
         let answer = self.answer(&mut http).await;
         answer.write(&mut http).await.ok()?;
-        let settings = HttpPersistentSettings::for_session(&http);
-        let stream = http.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+        kept(http).await
     }
 }

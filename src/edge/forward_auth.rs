@@ -2,18 +2,18 @@
 //! It hands out real tokens, so it answers trusted peers alone; and the decision is the same as for our own requests.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Uri};
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
+use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use super::api::Asked;
-use super::listener::{KEEPALIVE_SECONDS, UnderWay};
+use super::listener::{KEEPALIVE_SECONDS, UnderWay, kept, takes_own_head};
 use super::respond::Answer;
 use super::route::{ApiRoute, Route};
 use super::slots::SAAS_TOKEN;
@@ -238,19 +238,15 @@ impl HttpServerApp for ForwardAuth {
         mut http: ServerSession,
         _shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-        if !matches!(tokio::time::timeout(HEAD_TIMEOUT, http.read_request()).await, Ok(Ok(true))) {
+        if !takes_own_head(&mut http).await {
             return None;
         }
         let gateway = self.current.load();
         let _under_way = UnderWay::new(&gateway.under_way);
         let stays = http.get_keepalive().is_some() && !gateway.drain.has_begun();
         http.set_keepalive(stays.then_some(KEEPALIVE_SECONDS));
-        http.set_total_drain_timeout(Some(Duration::from_secs(2)));
         gateway.answer_peer(&http).await.write(&mut http).await.ok()?;
-        let settings = HttpPersistentSettings::for_session(&http);
-        let stream = http.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+        kept(http).await
     }
 }
 

@@ -213,6 +213,20 @@ impl Gateway {
     }
 }
 
+/// Waits for a head on a listener for operators or proxies. False when none comes.
+pub(super) async fn takes_own_head(http: &mut ServerSession) -> bool {
+    const OWN_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+    http.set_total_drain_timeout(Some(Duration::from_secs(2)));
+    matches!(tokio::time::timeout(OWN_HEAD_TIMEOUT, http.read_request()).await, Ok(Ok(true)))
+}
+
+/// The connection of such a listener, if it can be used again.
+pub(super) async fn kept(http: ServerSession) -> Option<ReusedHttpStream> {
+    let settings = HttpPersistentSettings::for_session(&http);
+    let stream = http.finish().await.ok().flatten()?;
+    Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+}
+
 /// The connection with nothing left of its request, if it can be used again.
 async fn renewed(http: Box<ServerSession>) -> Option<Box<ServerSession>> {
     let settings = HttpPersistentSettings::for_session(&http);
