@@ -3,22 +3,22 @@
 //! renewed and the request repeated; and it lets go of a stream as soon as its session ends.
 
 use std::io::Read;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
-use pingora::{Error, ErrorType, RetryType};
+use pingora::{Error, ErrorType};
 
 use super::headers::{self, Outgoing};
+use super::line::{ApiHead, Line, LineFault};
 use super::relay::{Leash, pump, tunnel};
 use super::repeats::Repeat;
 use super::route::ApiRoute;
 use super::upload::{Upload, send_piece};
-use super::upstream::Line;
 use super::{Ended, Gateway, Visit};
 use crate::broker::{Demand, Permit, is_expiry_fault};
 use crate::config::routes::OnSuccess;
@@ -58,7 +58,7 @@ impl Passage<'_, '_> {
 /// What a 401 of the API turned out to be.
 enum Refusal<'g> {
     /// The client's business: the answer, and what of its body was read.
-    Stands(Line, Vec<Bytes>),
+    Stands(Line, ApiHead, Vec<Bytes>),
     /// A token that is over. There is another, and leave to repeat the request with it.
     Mended(Permit, Repeat<'g>),
 }
@@ -82,46 +82,46 @@ impl Gateway {
         mut upload: Upload,
     ) -> Result<Ended, GatewayError> {
         let (mut renewed, mut repeat) = (false, None);
-        let (line, body) = loop {
-            let line = match self.first_head(http, &passage, &permit, &mut upload).await {
-                Ok(line) => line,
+        let (line, head, body) = loop {
+            let (line, head) = match self.first_head(http, &passage, &permit, &mut upload).await {
+                Ok(answered) => answered,
                 Err(Failure::ClientGone) => return Ok(Ended::Aborted),
                 Err(Failure::Stale) => return Err(GatewayError::UpstreamFailed("the connection was closed")),
                 Err(Failure::Other(error)) => return Err(error),
             };
             // Its head is there: what may now stream for hours is no repeat any more.
             drop(repeat.take());
-            let refused = line.session.get_status() == Some(StatusCode::UNAUTHORIZED);
-            if !refused || renewed || !upload.is_replayable() {
-                break (line, Vec::new());
+            if head.status != StatusCode::UNAUTHORIZED || renewed || !upload.is_replayable() {
+                break (line, head, Vec::new());
             }
-            match Box::pin(self.understand(line, &passage, &permit)).await? {
-                Refusal::Stands(line, body) => break (line, body),
+            match Box::pin(self.understand(line, head, &passage, &permit)).await? {
+                Refusal::Stands(line, head, body) => break (line, head, body),
                 Refusal::Mended(fresh, leave) => (permit, renewed, repeat) = (fresh, true, Some(leave)),
             }
         };
-        self.relay(http, line, &mut passage, &permit, upload, body).await
+        self.relay(http, (line, head), &mut passage, &permit, upload, body).await
     }
 
     /// Finds out what a 401 means, and renews the token where that mends it.
     async fn understand(
         &self,
         mut line: Line,
+        head: ApiHead,
         passage: &Passage<'_, '_>,
         permit: &Permit,
     ) -> Result<Refusal<'_>, GatewayError> {
         let (body, complete) = read_refusal(&mut line).await?;
-        if complete && means_expired(line.session.resp_header(), &body.concat()) {
+        if complete && means_expired(&head, &body.concat()) {
             // Passed on, the 401 would have clients log a session out that may well live.
             let leave = self.repeats.turn(|| self.under_way()).await;
             let leave = leave.ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
             let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();
             if let Some(fresh) = self.broker.renew_refused(permit, &passage.demand(&visits)).await? {
-                self.upstream.release(line).await;
+                self.upstream.release(line);
                 return Ok(Refusal::Mended(fresh, leave));
             }
         }
-        Ok(Refusal::Stands(line, body))
+        Ok(Refusal::Stands(line, head, body))
     }
 
     /// Sends the request and waits for the API's final head.
@@ -131,7 +131,7 @@ impl Gateway {
         passage: &Passage<'_, '_>,
         permit: &Permit,
         upload: &mut Upload,
-    ) -> Result<Line, Failure> {
+    ) -> Result<(Line, ApiHead), Failure> {
         let started = Instant::now();
         let mut span = passage.visit.child_span("upstream");
         let repeatable = upload.is_replayable() && is_idempotent(&http.req_header().method);
@@ -151,15 +151,14 @@ impl Gateway {
                 },
             )
             .map_err(Failure::Other)?;
-            match converse(http, &mut line, head, upload).await {
-                Ok(()) => {
-                    let status = line.session.get_status();
-                    if let (Some(span), Some(status)) = (&mut span, status) {
-                        span.note("status", status.as_str());
-                        span.settle(status.is_server_error());
+            match converse(http, &mut line, &head, upload).await {
+                Ok(head) => {
+                    if let Some(span) = &mut span {
+                        span.note("status", head.status.as_str());
+                        span.settle(head.status.is_server_error());
                     }
                     self.metrics.upstream_seconds.record(passage.route.class(), started.elapsed());
-                    return Ok(line);
+                    return Ok((line, head));
                 }
                 Err(Failure::Stale) if repeatable => {}
                 Err(failure) => return Err(failure),
@@ -172,20 +171,19 @@ impl Gateway {
     async fn relay(
         &self,
         http: &mut ServerSession,
-        mut line: Line,
+        (mut line, upstream): (Line, ApiHead),
         passage: &mut Passage<'_, '_>,
         permit: &Permit,
         mut upload: Upload,
         read_already: Vec<Bytes>,
     ) -> Result<Ended, GatewayError> {
-        let upstream = line.session.resp_header().ok_or(GatewayError::Internal("a response without a head"))?;
         let status = upstream.status;
         let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
         if upgraded && !headers::asks_for_websocket(http.req_header()) {
             return Err(GatewayError::UpstreamFailed("it switched protocols unasked"));
         }
-        let streams = upgraded || is_event_stream(upstream);
-        let head = self.downstream_head(http, upstream, passage, permit, upgraded)?;
+        let streams = upgraded || is_event_stream(&upstream);
+        let head = self.downstream_head(http, &upstream, passage, permit, upgraded)?;
         if status == StatusCode::NO_CONTENT {
             self.end_sessions(passage.route.on_success, permit, &upload);
         }
@@ -194,7 +192,7 @@ impl Gateway {
         }
         let ended = if streams {
             let mut leash = permit.is_of_session().then(|| Leash::new(self, permit));
-            line.session.read_timeout = Some(self.upstream.stream_idle_timeout());
+            line.read_timeout = self.upstream.stream_idle_timeout();
             passage.visit.streams_since = Some(Instant::now());
             self.metrics.open_streams.inc();
             let ended = if upgraded {
@@ -208,7 +206,7 @@ impl Gateway {
             pump(http, &mut line, &mut upload, read_already, None).await
         };
         if matches!(ended, Ended::Complete) && !upgraded && upload.is_done() {
-            self.upstream.release(line).await;
+            self.upstream.release(line);
         }
         Ok(if upgraded { Ended::Aborted } else { ended })
     }
@@ -228,7 +226,7 @@ impl Gateway {
     fn downstream_head(
         &self,
         http: &ServerSession,
-        upstream: &ResponseHeader,
+        upstream: &ApiHead,
         passage: &Passage<'_, '_>,
         permit: &Permit,
         upgraded: bool,
@@ -252,60 +250,48 @@ impl Gateway {
 async fn converse(
     http: &mut ServerSession,
     line: &mut Line,
-    head: pingora::http::RequestHeader,
+    head: &[u8],
     upload: &mut Upload,
-) -> Result<(), Failure> {
+) -> Result<ApiHead, Failure> {
     let reused = line.reused;
-    let session = &mut line.session;
-    session.write_request_header(Box::new(head)).await.map_err(|error| judge(&error, reused))?;
-    match upload {
-        Upload::Held(body) if !body.is_empty() => {
-            session.write_body(body).await.map_err(|error| judge(&error, reused))?;
-        }
-        _ => {}
-    }
-    if upload.is_done() {
-        session.finish_body().await.map_err(|error| judge(&error, reused))?;
-    }
-    let mut interim = false;
+    let held: &[u8] = if let Upload::Held(body) = upload { body } else { &[] };
+    line.send(&[head, held]).await.map_err(|fault| judge(fault, reused))?;
+    let method = http.req_header().method.clone();
     loop {
         let body_done = upload.is_done();
         tokio::select! {
             biased;
-            read = session.read_response() => {
-                read.map_err(|error| judge(&error, reused && !interim))?;
-                match session.get_status() {
-                    Some(status) if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS => interim = true,
-                    _ => return Ok(()),
+            read = line.read_head(&method) => {
+                let head = read.map_err(|fault| judge(fault, reused))?;
+                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Ok(head);
                 }
             }
             piece = http.read_body_or_idle(body_done) => {
                 let piece = piece.map_err(|error| judge_client(&error))?;
-                send_piece(session, piece, http.is_body_done(), upload).await.map_err(Failure::Other)?;
+                send_piece(line, piece, http.is_body_done(), upload).await.map_err(Failure::Other)?;
             }
         }
     }
 }
 
-/// What an error of the upstream connection means. One on a reused connection before any byte of an answer means
-/// that the API had closed it.
-fn judge(error: &Error, reused: bool) -> Failure {
-    let nothing_read = error.context.as_ref().is_none_or(|context| context.as_str().ends_with("bytes already read: 0"));
-    let closed = matches!(error.retry, RetryType::ReusedOnly) || *error.etype() == ErrorType::WriteError;
-    match error.etype() {
-        _ if reused && closed && nothing_read => Failure::Stale,
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Other(GatewayError::UpstreamTimeout),
-        _ => Failure::Other(GatewayError::UpstreamFailed("the connection broke")),
+/// What a fault of the upstream connection means. One that was used before may have been closed by the API meanwhile.
+fn judge(fault: LineFault, reused: bool) -> Failure {
+    match fault {
+        LineFault::Closed if reused => Failure::Stale,
+        LineFault::Closed | LineFault::Broken => Failure::Other(GatewayError::UpstreamFailed("the connection broke")),
+        LineFault::TimedOut => Failure::Other(GatewayError::UpstreamTimeout),
+        LineFault::Nonsense(why) => Failure::Other(GatewayError::UpstreamFailed(why)),
     }
 }
 
 /// Reads what of a 401 is needed to understand it: the pieces, and whether they are all of it.
 async fn read_refusal(line: &mut Line) -> Result<(Vec<Bytes>, bool), GatewayError> {
-    let patience = line.session.read_timeout.unwrap_or(Duration::from_secs(60));
+    let patience = line.read_timeout;
     let read = async {
         let (mut pieces, mut length) = (Vec::new(), 0);
         while length <= MOST_REFUSAL_BYTES {
-            match line.session.read_body_bytes().await {
+            match line.read_body().await {
                 Ok(Some(piece)) => {
                     length += piece.len();
                     pieces.push(piece);
@@ -329,8 +315,8 @@ fn judge_client(error: &Error) -> Failure {
 }
 
 /// Whether a 401 means that its token is over. Clients that take gzip may be answered so.
-fn means_expired(head: Option<&ResponseHeader>, body: &[u8]) -> bool {
-    match head.and_then(|head| head.headers.get(CONTENT_ENCODING)).map(HeaderValue::as_bytes) {
+fn means_expired(head: &ApiHead, body: &[u8]) -> bool {
+    match head.values("content-encoding").next() {
         None | Some(b"identity") => is_expiry_fault(body),
         Some(b"gzip" | b"x-gzip") => {
             let mut inflated = Vec::new();
@@ -342,8 +328,8 @@ fn means_expired(head: Option<&ResponseHeader>, body: &[u8]) -> bool {
     }
 }
 
-fn is_event_stream(head: &ResponseHeader) -> bool {
-    head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+fn is_event_stream(head: &ApiHead) -> bool {
+    head.values("content-type").next().is_some_and(|value| value.starts_with(b"text/event-stream"))
 }
 
 fn is_idempotent(method: &Method) -> bool {
@@ -367,12 +353,9 @@ mod tests {
     const FAULT: &[u8] =
         br#"{"fault":{"faultstring":"x","detail":{"errorcode":"keymanagement.service.access_token_expired"}}}"#;
 
-    fn encoded(coding: Option<&'static str>) -> ResponseHeader {
-        let mut head = ResponseHeader::build_no_case(401, None).unwrap();
-        if let Some(coding) = coding {
-            head.insert_header(CONTENT_ENCODING, HeaderValue::from_static(coding)).unwrap();
-        }
-        head
+    fn encoded(coding: Option<&str>) -> ApiHead {
+        let field = coding.map_or_else(String::new, |coding| format!("Content-Encoding: {coding}\r\n"));
+        ApiHead::of(&format!("HTTP/1.1 401 Unauthorized\r\n{field}\r\n"))
     }
 
     #[test]
@@ -380,17 +363,17 @@ mod tests {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(FAULT).unwrap();
         let compressed = encoder.finish().unwrap();
-        assert!(means_expired(Some(&encoded(Some("gzip"))), &compressed));
-        assert!(means_expired(Some(&encoded(Some("identity"))), FAULT));
-        assert!(means_expired(Some(&encoded(None)), FAULT));
-        assert!(!means_expired(Some(&encoded(Some("gzip"))), FAULT));
-        assert!(!means_expired(Some(&encoded(Some("br"))), FAULT));
+        assert!(means_expired(&encoded(Some("gzip")), &compressed));
+        assert!(means_expired(&encoded(Some("identity")), FAULT));
+        assert!(means_expired(&encoded(None), FAULT));
+        assert!(!means_expired(&encoded(Some("gzip")), FAULT));
+        assert!(!means_expired(&encoded(Some("br")), FAULT));
     }
 
     #[test]
     fn a_small_answer_that_inflates_without_end_is_not_inflated_to_its_end() {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&vec![b' '; 4 * 1024 * 1024]).unwrap();
-        assert!(!means_expired(Some(&encoded(Some("gzip"))), &encoder.finish().unwrap()));
+        assert!(!means_expired(&encoded(Some("gzip")), &encoder.finish().unwrap()));
     }
 }

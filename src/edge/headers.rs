@@ -3,14 +3,15 @@
 
 use std::net::IpAddr;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
     ORIGIN, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Response, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::line::ApiHead;
 use super::slots::{SAAS_TOKEN, value_of};
 use crate::broker::Permit;
 use crate::error::GatewayError;
@@ -75,66 +76,65 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// The upstream request's head: the client's, stripped, with what the permit allows injected.
-pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<RequestHeader, GatewayError> {
-    let fits = |_| GatewayError::BadRequest("the head cannot be forwarded");
-    // Pingora's own way of adding a field parses its name again, each time.
-    let mut parts = Request::new(()).into_parts().0;
-    parts.method = client.method.clone();
-    parts.headers = HeaderMap::with_capacity(client.headers.len() + 8);
-    let head = &mut parts.headers;
-    let nominated = nominated(&client.headers);
+/// The upstream request's head, as it is sent: the client's, stripped, with what the permit allows injected.
+pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<BytesMut, GatewayError> {
+    let target = client.raw_path();
+    if target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+        return Err(GatewayError::BadTarget("it cannot be forwarded"));
+    }
+    let mut head = BytesMut::with_capacity(2048);
+    for part in [client.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
+        head.put_slice(part);
+    }
+    let nominated = nominated(all(&client.headers, CONNECTION));
     for (name, value) in &client.headers {
-        if *name == COOKIE || is_dropped(name, value, &nominated) {
-            continue;
+        let retold = *name == COOKIE || with.trace.is_some_and(|trace| retells(trace, name));
+        if !retold && !is_dropped(name, value, &nominated) {
+            put(&mut head, name, value.as_bytes());
         }
-        head.try_append(name, value.clone()).map_err(fits)?;
     }
     if let Some(cookies) = cookies_of_others(&client.headers, with.cookie_name) {
-        head.try_append(COOKIE, cookies).map_err(fits)?;
+        put(&mut head, &COOKIE, cookies.as_bytes());
     }
-    head.try_append(HOST, with.host.clone()).map_err(fits)?;
-    head.try_append(AUTHORIZATION, with.permit.authorization().clone()).map_err(fits)?;
+    put(&mut head, &HOST, with.host.as_bytes());
+    put(&mut head, &AUTHORIZATION, with.permit.authorization().as_bytes());
     if let Some(saas_token) = with.permit.saas_token() {
-        head.try_append(SAAS_TOKEN, saas_token.clone()).map_err(fits)?;
+        put(&mut head, &SAAS_TOKEN, saas_token.as_bytes());
     }
     if let Some(address) = with.client {
-        head.try_append(X_FORWARDED_FOR, address.clone()).map_err(fits)?;
+        put(&mut head, &X_FORWARDED_FOR, address.as_bytes());
     }
-    let scheme = if with.secure { "https" } else { "http" };
-    head.try_append(X_FORWARDED_PROTO, HeaderValue::from_static(scheme)).map_err(fits)?;
-    let authority = || HeaderValue::from_str(client.uri.authority()?.as_str()).ok();
-    if let Some(host) = client.headers.get(HOST).cloned().or_else(authority) {
-        head.try_append(X_FORWARDED_HOST, host).map_err(fits)?;
+    put(&mut head, &X_FORWARDED_PROTO, if with.secure { b"https" } else { b"http" });
+    let authority = || client.uri.authority().map(|authority| authority.as_str().as_bytes());
+    if let Some(host) = client.headers.get(HOST).map(HeaderValue::as_bytes).or_else(authority) {
+        put(&mut head, &X_FORWARDED_HOST, host);
     }
     if let Some(trace) = with.trace {
-        head.insert(TRACEPARENT, trace.traceparent());
-        if !trace.keeps_state() {
-            head.remove(TRACESTATE);
-        }
+        put(&mut head, &TRACEPARENT, trace.traceparent().as_bytes());
     }
     match with.body {
         Framing::None => {}
-        Framing::Length(length) => {
-            head.try_append(CONTENT_LENGTH, HeaderValue::from(length)).map_err(fits)?;
-        }
-        Framing::Chunked => {
-            head.try_append(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).map_err(fits)?;
-        }
+        Framing::Length(length) => put(&mut head, &CONTENT_LENGTH, HeaderValue::from(length).as_bytes()),
+        Framing::Chunked => put(&mut head, &TRANSFER_ENCODING, b"chunked"),
     }
     if with.upgrade {
-        head.try_append(CONNECTION, HeaderValue::from_static("upgrade")).map_err(fits)?;
-        head.try_append(UPGRADE, HeaderValue::from_static("websocket")).map_err(fits)?;
+        put(&mut head, &CONNECTION, b"upgrade");
+        put(&mut head, &UPGRADE, b"websocket");
     }
-    if client.uri.authority().is_none()
-        && client.uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == client.raw_path())
-    {
-        parts.uri = client.uri.clone();
-        return Ok(RequestHeader::from(parts));
-    }
-    let mut head = RequestHeader::from(parts);
-    head.set_raw_path(client.raw_path()).map_err(|_| GatewayError::BadTarget("it cannot be forwarded"))?;
+    head.put_slice(b"\r\n");
     Ok(head)
+}
+
+fn put(head: &mut BytesMut, name: &HeaderName, value: &[u8]) {
+    head.reserve(name.as_str().len() + value.len() + 4);
+    for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
+        head.put_slice(part);
+    }
+}
+
+/// Whether the place in a trace that is ours to say replaces what the client said of it.
+fn retells(trace: &Context, name: &HeaderName) -> bool {
+    *name == TRACEPARENT || (*name == TRACESTATE && !trace.keeps_state())
 }
 
 fn is_dropped(name: &HeaderName, value: &HeaderValue, nominated: &[String]) -> bool {
@@ -143,7 +143,7 @@ fn is_dropped(name: &HeaderName, value: &HeaderValue, nominated: &[String]) -> b
 
 /// The names of the client's fields that do not go upstream as they came.
 pub(super) fn stripped(client: &HeaderMap, cookie_name: &str) -> Vec<String> {
-    let nominated = nominated(client);
+    let nominated = nominated(all(client, CONNECTION));
     let cookies_change = client.get(COOKIE) != cookies_of_others(client, cookie_name).as_ref();
     let dropped = |name: &HeaderName| client.get_all(name).iter().any(|value| is_dropped(name, value, &nominated));
     let names = client.keys().filter(|name| if **name == COOKIE { cookies_change } else { dropped(name) });
@@ -244,13 +244,17 @@ fn imitates_guarded(name: &str) -> bool {
 }
 
 /// The fields that `Connection` nominates: gone with it, but never what the gateway adds itself.
-fn nominated(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values
+fn nominated<'v>(connection: impl Iterator<Item = &'v [u8]>) -> Vec<String> {
+    connection
+        .filter_map(|value| str::from_utf8(value).ok())
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .filter(|name| !matches!(name.as_str(), "" | "keep-alive" | "close" | "upgrade"))
         .collect()
+}
+
+fn all(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(name).into_iter().map(HeaderValue::as_bytes)
 }
 
 /// The client's cookies without ours, joined as HTTP/1.1 wants them. A field without ours is shared, not copied.
@@ -278,7 +282,7 @@ fn cookies_of_others(headers: &HeaderMap, our_name: &str) -> Option<HeaderValue>
 
 /// The downstream response's head: upstream's, stripped, and private where a session was used.
 pub(super) fn incoming(
-    upstream: &ResponseHeader,
+    upstream: &ApiHead,
     cookie_name: &str,
     used_session: bool,
     keep_upgrade: bool,
@@ -286,26 +290,27 @@ pub(super) fn incoming(
     let fits = |_| GatewayError::UpstreamFailed("its response head cannot be forwarded");
     let mut parts = Response::new(()).into_parts().0;
     parts.status = upstream.status;
-    parts.headers = HeaderMap::with_capacity(upstream.headers.len() + 4);
+    parts.headers = HeaderMap::with_capacity(upstream.field_count() + 4);
     let head = &mut parts.headers;
-    let nominated = nominated(&upstream.headers);
-    for (name, value) in &upstream.headers {
-        let ours = *name == SET_COOKIE && sets_our_cookie(value, cookie_name);
-        let upgrade = keep_upgrade && *name == UPGRADE;
+    let nominated = nominated(upstream.values("connection"));
+    for field in upstream.fields() {
+        let (name, value) = field.ok_or(GatewayError::UpstreamFailed("a field of its head is none"))?;
+        let ours = name == SET_COOKIE && sets_our_cookie(&value, cookie_name);
+        let upgrade = keep_upgrade && name == UPGRADE;
         let cors = name.as_str().starts_with("access-control-");
-        let echo = *name == AUTHORIZATION || *name == SAAS_TOKEN;
-        let dropped = (is_hop_by_hop(name) && !upgrade) || nominated.iter().any(|known| known == name.as_str());
-        let caching = used_session && (*name == CACHE_CONTROL || is_shared_caches(name.as_str()));
+        let echo = name == AUTHORIZATION || name == SAAS_TOKEN;
+        let dropped = (is_hop_by_hop(&name) && !upgrade) || nominated.iter().any(|known| known == name.as_str());
+        let caching = used_session && (name == CACHE_CONTROL || is_shared_caches(name.as_str()));
         if ours || cors || echo || dropped || caching {
             continue;
         }
-        head.try_append(name, value.clone()).map_err(fits)?;
+        head.try_append(name, value).map_err(fits)?;
     }
     if keep_upgrade {
         head.try_insert(CONNECTION, HeaderValue::from_static("upgrade")).map_err(fits)?;
     }
     if used_session {
-        head.try_insert(CACHE_CONTROL, privately_cached(&upstream.headers)).map_err(fits)?;
+        head.try_insert(CACHE_CONTROL, privately_cached(upstream.values("cache-control"))).map_err(fits)?;
     }
     Ok(ResponseHeader::from(parts))
 }
@@ -324,8 +329,8 @@ fn sets_our_cookie(value: &HeaderValue, name: &str) -> bool {
 }
 
 /// `private` with what upstream allowed a private cache; `no-store` where it said nothing.
-fn privately_cached(headers: &HeaderMap) -> HeaderValue {
-    let said: Vec<&str> = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).collect();
+fn privately_cached<'v>(said: impl Iterator<Item = &'v [u8]>) -> HeaderValue {
+    let said: Vec<&str> = said.filter_map(|value| str::from_utf8(value).ok()).collect();
     // Field lists in quotes do not survive being taken apart.
     if said.is_empty() || said.iter().any(|value| value.contains('"')) {
         return HeaderValue::from_static("no-store");
@@ -408,10 +413,10 @@ mod tests {
     fn what_a_session_received_is_private() {
         for (said, expected) in [
             (&[][..], "no-store"),
-            (&[("cache-control", "public, max-age=60, s-maxage=90")][..], "private, max-age=60"),
-            (&[("cache-control", "no-cache")][..], "private, no-cache"),
+            (&["public, max-age=60, s-maxage=90"], "private, max-age=60"),
+            (&["no-cache"], "private, no-cache"),
         ] {
-            assert_eq!(privately_cached(&map(said)), expected);
+            assert_eq!(privately_cached(said.iter().map(|value| value.as_bytes())), expected);
         }
     }
 

@@ -12,6 +12,7 @@ mod headers;
 mod idle;
 mod internal;
 mod limits;
+mod line;
 pub mod listener;
 mod operator;
 mod own;

@@ -10,8 +10,8 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
 
+use super::line::Line;
 use super::upload::{Upload, send_piece};
-use super::upstream::Line;
 use super::{Ended, Gateway};
 use crate::broker::Permit;
 use crate::session::SessionKey;
@@ -34,22 +34,19 @@ pub(super) async fn pump(
         tokio::select! {
             biased;
             () = pull(&mut leash) => return Ended::Aborted,
-            read = line.session.read_body_bytes() => match read {
-                Ok(Some(piece)) if piece.is_empty() => {}
-                Ok(Some(piece)) => {
-                    if http.write_response_body(piece, false).await.is_err() {
-                        return Ended::Aborted;
-                    }
+            read = line.read_body() => {
+                let Ok(piece) = read else { return Ended::Aborted };
+                let last = piece.is_none() || line.is_body_done();
+                if http.write_response_body(piece.unwrap_or_default(), last).await.is_err() {
+                    return Ended::Aborted;
                 }
-                Ok(None) => {
-                    let finished = http.write_response_body(Bytes::new(), true).await;
-                    return if finished.is_ok() { Ended::Complete } else { Ended::Aborted };
+                if last {
+                    return Ended::Complete;
                 }
-                Err(_) => return Ended::Aborted,
             },
             piece = http.read_body_or_idle(upload_done) => match piece {
                 Ok(piece) => {
-                    if send_piece(&mut line.session, piece, http.is_body_done(), upload).await.is_err() {
+                    if send_piece(line, piece, http.is_body_done(), upload).await.is_err() {
                         return Ended::Aborted;
                     }
                 }
@@ -63,11 +60,9 @@ pub(super) async fn pump(
 pub(super) async fn tunnel(http: &mut ServerSession, line: &mut Line, mut leash: Option<&mut Leash<'_>>) -> Ended {
     const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
     http.set_read_timeout(None);
-    line.session.maybe_upgrade_body_writer();
     loop {
         let moved = tokio::select! {
-            read = line.session.read_body_bytes() => match read {
-                Ok(Some(piece)) if piece.is_empty() => true,
+            read = line.read_body() => match read {
                 Ok(Some(piece)) => {
                     matches!(tokio::time::timeout(WRITE_TIMEOUT, http.write_response_body(piece, false)).await, Ok(Ok(())))
                 }
@@ -76,14 +71,14 @@ pub(super) async fn tunnel(http: &mut ServerSession, line: &mut Line, mut leash:
             read = http.read_request_body() => match read {
                 Ok(Some(piece)) if piece.is_empty() => true,
                 Ok(Some(piece)) => {
-                    matches!(tokio::time::timeout(WRITE_TIMEOUT, line.session.write_body(&piece)).await, Ok(Ok(_)))
+                    matches!(tokio::time::timeout(WRITE_TIMEOUT, line.send(&[&piece])).await, Ok(Ok(())))
                 }
                 Ok(None) | Err(_) => false,
             },
             () = pull(&mut leash) => false,
         };
         if !moved {
-            line.session.shutdown().await;
+            line.shut().await;
             return Ended::Aborted;
         }
     }

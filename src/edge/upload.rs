@@ -7,12 +7,12 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, Version};
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v1::client::HttpSession;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::Gateway;
 use super::headers::{self, Framing};
+use super::line::Line;
 use super::route::ApiRoute;
 use crate::error::GatewayError;
 
@@ -141,24 +141,32 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Passes a piece of a streamed body on, and its end: with the `last` piece, or without one.
 pub(super) async fn send_piece(
-    session: &mut HttpSession,
+    line: &mut Line,
     piece: Option<Bytes>,
     last: bool,
     upload: &mut Upload,
 ) -> Result<(), GatewayError> {
-    let Upload::Streamed { done, bytes, most, .. } = upload else { return Ok(()) };
-    let broken = |_| GatewayError::UpstreamFailed("it does not take the body");
+    let Upload::Streamed { framing, done, bytes, most } = upload else { return Ok(()) };
     let ends = last || piece.is_none();
-    if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
-        *bytes += piece.len() as u64;
-        if *bytes > *most {
-            return Err(GatewayError::BodyTooLarge);
+    let piece = piece.unwrap_or_default();
+    *bytes += piece.len() as u64;
+    if *bytes > *most {
+        return Err(GatewayError::BodyTooLarge);
+    }
+    let size = format!("{:x}\r\n", piece.len());
+    let (chunk, last_chunk) = ([size.as_bytes(), &piece, b"\r\n"], &b"0\r\n\r\n"[..]);
+    let pieces: &[&[u8]] = match framing {
+        Framing::Chunked if piece.is_empty() && ends => &[last_chunk],
+        Framing::Chunked if ends => &[chunk[0], chunk[1], chunk[2], last_chunk],
+        Framing::Chunked if piece.is_empty() => &[],
+        Framing::Chunked => &chunk,
+        // Another length than was told of would be read as the beginning of another request.
+        Framing::Length(length) if *bytes > *length || (ends && *bytes < *length) => {
+            return Err(GatewayError::BadRequest("its body is not as long as it says"));
         }
-        session.write_body(&piece).await.map_err(broken)?;
-    }
-    if ends {
-        session.finish_body().await.map_err(broken)?;
-        *done = true;
-    }
+        Framing::Length(_) | Framing::None => &[&piece],
+    };
+    line.send(pieces).await.map_err(|_| GatewayError::UpstreamFailed("it does not take the body"))?;
+    *done = ends;
     Ok(())
 }

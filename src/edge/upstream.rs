@@ -11,10 +11,10 @@ use http::HeaderValue;
 use http::uri::Authority;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::Stream;
-use pingora::protocols::http::v1::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::idle::Idle;
+use super::line::Line;
 use crate::config::UpstreamSection;
 use crate::error::GatewayError;
 
@@ -28,14 +28,6 @@ pub(super) struct Upstream {
     host: HeaderValue,
     peers: ArcSwap<Vec<(SocketAddr, HttpPeer)>>,
     turn: AtomicUsize,
-}
-
-/// A connection to the API, and where it goes back to.
-pub(super) struct Line {
-    pub(super) session: Box<HttpSession>,
-    /// Whether it was used before, and so may turn out to be closed.
-    pub(super) reused: bool,
-    address: SocketAddr,
 }
 
 impl Upstream {
@@ -111,10 +103,8 @@ impl Upstream {
             Some(idle) => idle,
             None => Box::pin(self.reach()).await?,
         };
-        let mut session = Box::new(HttpSession::new(stream));
-        session.read_timeout = Some(read_timeout.unwrap_or(self.section.read_timeout));
-        session.write_timeout = Some(self.section.write_timeout);
-        Ok(Line { session, reused, address })
+        let read_timeout = read_timeout.unwrap_or(self.section.read_timeout);
+        Ok(Line::new(stream, reused, address, read_timeout, self.section.write_timeout))
     }
 
     /// The address whose turn it is.
@@ -143,10 +133,8 @@ impl Upstream {
     }
 
     /// Gives a connection back after a complete exchange.
-    pub(super) async fn release(&self, line: Line) {
-        let Line { mut session, address, .. } = line;
-        session.respect_keepalive();
-        if let Some(stream) = session.reuse().await {
+    pub(super) fn release(&self, line: Line) {
+        if let Some((stream, address)) = line.into_idle() {
             self.idle.keep(stream, address);
         }
     }
