@@ -47,7 +47,7 @@ bench: programs peers
 
 # The rest of docs/PERFORMANCE.md: how cost grows, many sessions, latency, cold sessions, idle connections, TLS.
 measure: programs peers counters
-	@for suite in growth cold idle sessions; do echo "== $$suite"; target/release/compare $$suite || exit; done
+	@for suite in growth cold login idle sessions; do echo "== $$suite"; target/release/compare $$suite || exit; done
 	@echo '== tls'; taskset -c 0 target/release/compare tls
 	@echo '== latency'; taskset -c 1 target/release/compare latency
 
@@ -72,7 +72,7 @@ game-day: tools servers observers
 	@python3 deploy/game-day.py
 
 programs: tools servers
-	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin floor --bin compare
+	cargo build --release -p emporix-gateway -p compare --bin emporix-gateway --bin emporix-simulator --bin floor --bin compare
 
 # What the tests need beside the program.
 servers:

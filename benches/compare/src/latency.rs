@@ -1,11 +1,11 @@
 //! What a request waits: at a third of the floor's capacity, whether those before are answered or not; on a session
 //! that is not in memory; and connections that idle.
 
-use std::io::Result;
+use std::io::{Error, Result};
 use std::time::Instant;
 
 use crate::info;
-use crate::load::{Request, hold, open_loop, request, saturate};
+use crate::load::{Connection, Request, hold, login, open_loop, request, saturate};
 use crate::meter::{Cpu, memory};
 use crate::mint::{Holds, mint};
 use crate::program::{Program, Setting, Stage};
@@ -70,6 +70,40 @@ pub(crate) async fn print_cold(stage: &Stage, count: usize) -> Result<()> {
         gets().await?.unwrap_or_default() - before
     );
     Ok(())
+}
+
+/// Prints what a login waits beside Emporix' own time: asked of the simulator itself and through the gateway, in turn.
+pub(crate) async fn print_login(stage: &Stage, rounds: usize) -> Result<()> {
+    let simulator = stage.simulator()?;
+    let rate = "{burst: 100000, per_minute: 100000}";
+    let further =
+        format!("limits: {{sign_in_per_address: {rate}, sign_in_per_account: {rate}, visitors_per_address: {rate}}}");
+    let gateway = stage.gateway(&Setting { upstream: Some(simulator.address), further, ..Setting::default() }, None)?;
+    let mut added = Vec::new();
+    for _ in 0..rounds {
+        let (alone, through) = (login_time(&simulator).await?, login_time(&gateway).await?);
+        println!("a login: p50 {alone:.0} µs at the simulator, {through:.0} µs through the gateway");
+        added.push(through - alone);
+    }
+    println!("added at the median: {} µs", spread(&added, 0));
+    Ok(())
+}
+
+/// The median time of logins, each with a visitor of its own, in microseconds.
+async fn login_time(program: &Program) -> Result<f64> {
+    const LOGINS: usize = 200;
+    let anonymous = request("/customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront", &[]);
+    let mut connection = Connection::open(program.address).await?;
+    let mut times = Vec::with_capacity(LOGINS);
+    for _ in 0..LOGINS {
+        connection.exchange(&anonymous).await?;
+        let visitor = connection.member("access_token").ok_or_else(|| Error::other("no visitor came to be"))?;
+        let request = login(&visitor);
+        let sent = Instant::now();
+        connection.exchange(&request).await?;
+        times.push(sent.elapsed());
+    }
+    Ok(median(&microseconds(&times)))
 }
 
 /// Prints what idle connections take.

@@ -24,6 +24,13 @@ pub(crate) fn request(path: &str, headers: &[(String, String)]) -> Request {
     format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n{lines}\r\n").into_bytes()
 }
 
+/// A login of the simulator's customer, with the visitor's token.
+pub(crate) fn login(visitor: &str) -> Request {
+    const WHO: &str = r#"{"email":"john.doe@example.com","password":"password123"}"#;
+    let head = format!("POST /customer/acme/login HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {visitor}\r\n");
+    format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{WHO}", WHO.len()).into_bytes()
+}
+
 /// A connection that is kept.
 pub(crate) struct Connection {
     address: SocketAddr,
@@ -38,6 +45,14 @@ impl Connection {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Self { address, stream, buffer: vec![0; 4096], exchanges: 0 })
+    }
+
+    /// The text member `name` of the JSON that was answered last.
+    pub(crate) fn member(&self, name: &str) -> Option<String> {
+        let end = memchr::memmem::find(&self.buffer, b"\r\n\r\n")? + 4;
+        let length = whole_length(&self.buffer).ok()??;
+        let body: serde_json::Value = serde_json::from_slice(self.buffer.get(end..length)?).ok()?;
+        Some(body.get(name)?.as_str()?.to_owned())
     }
 
     /// Sends `request` and reads the answer to its end. Only a 200 will do.

@@ -79,6 +79,11 @@ enum Suite {
         #[arg(default_value_t = 10_000)]
         count: usize,
     },
+    /// What a login waits beside Emporix' own time.
+    Login {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// Memory of idle connections.
     Idle,
     /// TLS 1.3 and HTTP/2.
@@ -108,6 +113,7 @@ async fn run(Arguments { programs, plots, suite }: Arguments) -> Result<()> {
         Suite::Sessions { counts, rounds } => growth::print_sessions(&stage, &counts, rounds, &plots).await,
         Suite::Latency { rounds } => latency::print(&mut stage, rounds).await,
         Suite::Cold { count } => latency::print_cold(&stage, count).await,
+        Suite::Login { rounds } => latency::print_login(&stage, rounds).await,
         Suite::Idle => latency::print_idle(&stage).await,
         Suite::Tls { rounds, count } => tls::print(&stage, rounds, count).await,
     }

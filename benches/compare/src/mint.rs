@@ -20,7 +20,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 
 /// The tenant's passphrase.
-pub(crate) const PASSPHRASE: &str = "a-passphrase-for-benchmarks-0123";
+pub(crate) const PASSPHRASE: &str = "simulator-passphrase";
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LIMITS: LifeLimits = LifeLimits {

@@ -97,6 +97,8 @@ pub(crate) struct Setting<'s> {
     pub(crate) tls: Option<&'s Certificate>,
     /// Whether a session is served for an hour before it is read again.
     pub(crate) always_fresh: bool,
+    /// What stands behind it; where nothing is named, the stage's API.
+    pub(crate) upstream: Option<SocketAddr>,
     /// YAML of further sections.
     pub(crate) further: String,
 }
@@ -120,6 +122,14 @@ impl Stage {
         let (port, folder) = (free_port()?, TempDir::new()?);
         let mut command = self.command("floor", counting, folder.path());
         command.args([port.to_string(), self.api.address.to_string(), threads.to_string()]);
+        Program::start(command, port, folder)
+    }
+
+    /// Emporix, as the simulator plays it.
+    pub(crate) fn simulator(&self) -> Result<Program> {
+        let (port, folder) = (free_port()?, TempDir::new()?);
+        let mut command = self.command("emporix-simulator", None, folder.path());
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
         Program::start(command, port, folder)
     }
 
@@ -152,12 +162,12 @@ impl Stage {
              upstream: {{base_url: 'http://{api}'}}\n\
              admin: {{listen: '127.0.0.1:{admin}'}}\n\
              cookie: {{insecure_loopback: true}}\n\
-             tenants: {{acme: {{client_id: bench, saas_token: {{mode: hs256, secret: {PASSPHRASE}, accept: true}}}}}}\n\
+             tenants: {{acme: {{client_id: storefront, saas_token: {{mode: hs256, secret: {PASSPHRASE}, accept: true}}}}}}\n\
              store:\n  kind: redis\n  redis: {{url: 'redis://{redis}', response_timeout: 5s}}\n\
              \x20 seal: {{active: a, keys: [{{id: a, secret: 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='}}]}}\n\
              hot_cache: {{max_bytes: 4294967296{fresh}}}\n{further}",
             fresh = if setting.always_fresh { ", revalidate_after: 1h, hot_grace: 1h" } else { "" },
-            api = self.api.address,
+            api = setting.upstream.unwrap_or(self.api.address),
             redis = self.redis.address,
             further = setting.further
         ))
