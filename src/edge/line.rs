@@ -405,8 +405,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_understood_in_whatever_pieces_it_comes() {
-        const CASES: [(&str, Method, u16, &str, bool); 9] = [
+        const CASES: [(&str, Method, u16, &str, bool); 10] = [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Method::GET, 200, "hello", true),
+            ("HTTP/1.1 200 \r\nA:\r\nB: \r\nContent-Length:  5 \r\nC:\r\n\r\nhello", Method::GET, 200, "hello", true),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close\r\n\r\nhello",
                 Method::GET,
@@ -440,6 +441,15 @@ mod tests {
                 assert_eq!(heard, Ok((status, body.to_owned(), stays)), "{answer:?} in pieces of {size}");
             }
         }
+    }
+
+    #[test]
+    fn every_field_of_a_head_is_found_where_it_stands() {
+        let head = ApiHead::of("HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nEmpty:\r\nset-cookie:  b=2 \r\n\r\n");
+        let fields: Vec<_> = head.fields().map(Option::unwrap).collect();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("set-cookie", "a=1"), ("empty", ""), ("set-cookie", "b=2")]);
+        assert_eq!(head.values("SET-COOKIE").collect::<Vec<_>>(), [b"a=1", b"b=2"]);
     }
 
     #[tokio::test]
