@@ -113,6 +113,10 @@ pub(super) fn outgoing(client: &RequestHeader, with: &Outgoing<'_>) -> Result<By
         put(&mut head, &TRACEPARENT, trace.traceparent().as_bytes());
     }
     match with.body {
+        // Some servers take a request for incomplete that could have a body and does not say that it has none.
+        Framing::None if matches!(client.method, Method::POST | Method::PUT | Method::PATCH) => {
+            put(&mut head, &CONTENT_LENGTH, b"0");
+        }
         Framing::None => {}
         Framing::Length(length) => put(&mut head, &CONTENT_LENGTH, HeaderValue::from(length).as_bytes()),
         Framing::Chunked => put(&mut head, &TRANSFER_ENCODING, b"chunked"),

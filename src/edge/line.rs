@@ -15,7 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MOST_HEAD_BYTES: usize = 64 * 1024;
 
 /// Fields of one head.
-const MOST_FIELDS: usize = 100;
+const MOST_FIELDS: usize = 256;
+
+/// Interim heads before the final one.
+const MOST_INTERIM: usize = 16;
 
 /// Bound on the line before a chunk, and on all the fields behind the last one, in bytes.
 const MOST_CHUNK_LINE: usize = 4 * 1024;
@@ -39,6 +42,8 @@ pub(super) struct Line {
     buffer: BytesMut,
     body: Body,
     answered: bool,
+    /// Heads that came.
+    heads: usize,
     stays: bool,
 }
 
@@ -98,6 +103,7 @@ impl Line {
             buffer: BytesMut::new(),
             body: Body::Unknown,
             answered: false,
+            heads: 0,
             stays: true,
         }
     }
@@ -124,6 +130,10 @@ impl Line {
         loop {
             if let Some(head) = ApiHead::take(&mut self.buffer)? {
                 self.body = head.body(asked_with)?;
+                self.heads += 1;
+                if self.heads > MOST_INTERIM {
+                    return Err(LineFault::Nonsense("interim heads without end"));
+                }
                 self.stays &= head.lets_stay() && self.body != Body::UntilClose;
                 return Ok(head);
             }
@@ -207,8 +217,11 @@ impl Body {
                 Self::Chunked(chunk) => match chunk {
                     Chunk::Bytes(0) => *chunk = Chunk::End,
                     Chunk::Bytes(left) => return Ok(Step::Piece(cut(buffer, left))),
+                    Chunk::Size if !buffer[0].is_ascii_hexdigit() => {
+                        return Err(LineFault::Nonsense("a chunk without a size"));
+                    }
                     Chunk::Size => match httparse::parse_chunk_size(buffer) {
-                        Ok(httparse::Status::Complete((length, size))) => {
+                        Ok(httparse::Status::Complete((length, size))) if has_whole_lines(&buffer[..length]) => {
                             buffer.advance(length);
                             *chunk = if size == 0 { Chunk::Trailer(0) } else { Chunk::Bytes(size) };
                         }
@@ -224,18 +237,15 @@ impl Body {
                         _ => return Err(LineFault::Nonsense("a chunk longer than its size")),
                     },
                     Chunk::Trailer(before) => match memchr::memchr(b'\n', buffer) {
-                        Some(at) => {
-                            let is_last = buffer[..=at] == *b"\r\n";
-                            *before += at;
+                        None if *before + buffer.len() < MOST_CHUNK_LINE => return Ok(Step::Starved),
+                        Some(at) if *before + at < MOST_CHUNK_LINE && has_whole_lines(&buffer[..=at]) => {
+                            *before += at + 1;
                             buffer.advance(at + 1);
-                            if is_last {
+                            if at == 1 {
                                 *self = Self::Done;
-                            } else if *before > MOST_CHUNK_LINE {
-                                return Err(LineFault::Nonsense("fields without end behind its body"));
                             }
                         }
-                        None if *before + buffer.len() < MOST_CHUNK_LINE => return Ok(Step::Starved),
-                        None => return Err(LineFault::Nonsense("fields without end behind its body")),
+                        _ => return Err(LineFault::Nonsense("what is behind its body is no field, or has no end")),
                     },
                 },
             }
@@ -278,6 +288,9 @@ impl ApiHead {
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(_) => return Err(LineFault::Nonsense("its head cannot be parsed")),
         };
+        if !has_whole_lines(&buffer[..length]) {
+            return Err(LineFault::Nonsense("a line of its head ends without a carriage return"));
+        }
         let start = buffer.as_ptr() as usize;
         let place = |part: &[u8]| {
             let from = part.as_ptr() as usize - start;
@@ -320,22 +333,22 @@ impl ApiHead {
 
     /// How the body behind it ends (RFC 9112, section 6.3).
     fn body(&self, asked_with: &Method) -> Result<Body, LineFault> {
+        match self.status.as_u16() {
+            101 => return Ok(Body::UntilClose),
+            100..=199 => return Ok(Body::Unknown),
+            204 | 304 => return Ok(Body::Done),
+            _ if *asked_with == Method::HEAD => return Ok(Body::Done),
+            _ => {}
+        }
         let (mut lengths, mut codings) = (self.values("content-length"), self.values("transfer-encoding"));
-        let framing = match (lengths.next(), codings.next()) {
-            (None, None) => Body::UntilClose,
-            (Some(length), None) if lengths.next().is_none() => Body::Length(digits(length)?),
+        match (lengths.next(), codings.next()) {
+            (None, None) => Ok(Body::UntilClose),
+            (Some(length), None) if lengths.next().is_none() => Ok(Body::Length(digits(length)?)),
             (None, Some(coding)) if codings.next().is_none() && coding.eq_ignore_ascii_case(b"chunked") => {
-                Body::Chunked(Chunk::Size)
+                Ok(Body::Chunked(Chunk::Size))
             }
-            _ => return Err(LineFault::Nonsense("its body is framed in more than one way")),
-        };
-        Ok(match self.status.as_u16() {
-            101 => Body::UntilClose,
-            100..=199 => Body::Unknown,
-            204 | 304 => Body::Done,
-            _ if *asked_with == Method::HEAD => Body::Done,
-            _ => framing,
-        })
+            _ => Err(LineFault::Nonsense("its body is framed in more than one way")),
+        }
     }
 
     fn text(&self, (from, to): (u32, u32)) -> &[u8] {
@@ -346,6 +359,11 @@ impl ApiHead {
 fn digits(value: &[u8]) -> Result<u64, LineFault> {
     let number = || str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?.parse().ok();
     number().ok_or(LineFault::Nonsense("its length is no number"))
+}
+
+/// Whether every line ends with a carriage return before its line feed.
+fn has_whole_lines(lines: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', lines).all(|at| at > 0 && lines[at - 1] == b'\r')
 }
 
 fn names(list: &[u8], name: &[u8]) -> bool {
@@ -481,7 +499,15 @@ mod tests {
     async fn chunks_that_are_none_and_what_has_no_end_are_refused() {
         let endless = format!("5{}", ";x".repeat(MOST_CHUNK_LINE));
         let trailer = format!("0\r\n{}", "A: b\r\n".repeat(MOST_CHUNK_LINE));
+        let hints = format!("HTTP/1.1 {}", "103 Early Hints\r\n\r\nHTTP/1.1 ".repeat(2 * MOST_INTERIM));
+        assert!(matches!(understood(&hints, Method::GET, 4096).await, Err(LineFault::Nonsense(_))));
+        assert!(matches!(understood("HTTP/1.1 200 OK\nA: b\n\n", Method::GET, 9).await, Err(LineFault::Nonsense(_))));
+        let feeds = format!("0\r\n{}", "\n".repeat(MOST_CHUNK_LINE));
         for body in [
+            "5\r\nhello\r\n\r\n\r\n",
+            "5\r\nhello\r\n;x\r\n\r\n",
+            "5;\nx\r\nhello\r\n0\r\n\r\n",
+            &feeds,
             "x\r\nhello",
             "5\nhello\r\n0\r\n\r\n",
             "3\r\nhello\r\n0\r\n\r\n",

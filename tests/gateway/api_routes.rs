@@ -152,6 +152,16 @@ async fn hop_by_hop_and_nominated_headers_end_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_could_have_a_body_says_that_it_has_none() {
+    let world = World::new().await;
+    let customer = world.customer().await;
+    for (line, said) in [("POST /coupon/acme/coupons", &["0"][..]), ("GET /coupon/acme/coupons", &[])] {
+        world.ask(line).bearer(&customer.tokens.access).send().await;
+        assert_eq!(world.simulator.last_api_request().await.headers("content-length"), said, "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_target_is_forwarded_byte_for_byte() {
     let world = World::new().await;
     let visitor = world.visitor().await;
