@@ -9,13 +9,16 @@ demo: tools
 	cargo build --bins
 	@deploy/demo.sh
 
-# Installs what the tests need and runs all of them, those under faults at a size that fits.
-test: tools servers proxies
+# Installs what the tests need and runs every suite at a size that fits: the program's, then what is under deploy/, with the
+# programs that the former left behind.
+test: tools servers proxies observers
 	cargo test
+	@$(BUILT) $(MAKE) --no-print-directory deploy-check
+	@$(BUILT) python3 deploy/grafana/check.py
 	@echo 'Left to `make faults`: load under faults for 120 s (here 15), 500 timed logouts held to p99 < 50 ms (here 40, p90 < 250 ms), 5000 model cases (here 800).'
 
-# Everything there is to prove, at full size.
-test-all: check test deploy-check dashboards faults game-day guard
+# Everything there is to prove, at full size. The guard builds the release whose size is checked under deploy/.
+test-all: check guard test faults game-day
 
 # Every suite of faults at full size. Ends with one line of what was measured.
 faults: tools servers
@@ -51,11 +54,11 @@ measure: programs peers counters
 	@echo '== tls'; taskset -c 0 target/release/compare tls
 	@echo '== latency'; taskset -c 1 target/release/compare latency
 
-# Renders and validates what is under deploy/, and asks the gateway about every configuration in it. Ends with a line of
-# counts. GATEWAY_BINARY names a gateway that is built already.
-deploy-check: tools servers
+# Renders and validates what is under deploy/, asks the gateway about every configuration in it, and tries the alerts by
+# their rule tests. Ends with a line of counts. GATEWAY_BINARY names a gateway that is built already.
+deploy-check: tools servers observers
 	@[ -n "$$GATEWAY_BINARY" ] || cargo build --bin emporix-gateway
-	@command -v openssl >/dev/null && python3 -c 'import ensurepip' 2>/dev/null || $(APT) openssl python3-venv
+	@python3 -c 'import ensurepip' 2>/dev/null || $(APT) python3-venv
 	@cmp -s deploy/requirements.txt target/deploy/requirements.txt \
 		|| { python3 -m venv target/deploy && target/deploy/bin/pip install --quiet -r deploy/requirements.txt \
 		&& cp deploy/requirements.txt target/deploy; }
@@ -64,7 +67,7 @@ deploy-check: tools servers
 # Holds dashboards, alerts and runbooks to a real Prometheus, and draws docs/dashboards. Ends with one line of counts.
 dashboards: tools servers observers
 	@[ -n "$$GATEWAY_BINARY" ] && [ -n "$$SIMULATOR_BINARY" ] || cargo build --bins
-	@python3 deploy/grafana/check.py
+	@python3 deploy/grafana/check.py --draw
 
 # Breaks what each alert watches until it fires, and mends it until it ends. Ends with one line of counts.
 game-day: tools servers observers
@@ -96,7 +99,7 @@ peers: proxies
 
 # What scrapes the gateway.
 observers: target/observe/prometheus/usr/bin/prometheus
-	@command -v python3 >/dev/null || $(APT) python3
+	@command -v python3 >/dev/null && command -v openssl >/dev/null || $(APT) python3 openssl
 
 # Unpacked and not installed: Debian's package starts a daemon on port 9090, which is the admin listener's.
 target/observe/prometheus/usr/bin/prometheus:
@@ -107,5 +110,6 @@ target/observe/prometheus/usr/bin/prometheus:
 tools:
 	@command -v cmake >/dev/null && command -v cc >/dev/null || $(APT) cmake gcc g++
 
+BUILT = GATEWAY_BINARY=$(CURDIR)/target/debug/emporix-gateway SIMULATOR_BINARY=$(CURDIR)/target/debug/emporix-simulator
 APT = DEBIAN_FRONTEND=noninteractive sh -c '[ "$$(id -u)" = 0 ] && s= || s=sudo; $$s apt-get update -qq && $$s apt-get install -y -qq --no-install-recommends "$$@"' apt
 DOWNLOAD = apt-get download -qq -o APT::Sandbox::User=root

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from checks import chart, chart_tests, configurations, documents, image, machine
+from checks import alerts, chart, chart_tests, configurations, documents, image, ingresses, machine
 from checks.configurations import ROOT
 from checks.documents import at
 
@@ -80,7 +80,7 @@ def manifests(check):
         check.fault(folder.name, [built.stderr.strip()] if built.returncode else [])
         check.examine(folder.name, list(yaml.safe_load_all(built.stdout)))
     for file in sorted((DEPLOY / "kubernetes-ingress").glob("*.yaml")):
-        check.examine(file.name, list(yaml.safe_load_all(file.read_text())))
+        check.fault(file.name, ingresses.faults(file, check.examine(file.name, list(yaml.safe_load_all(file.read_text())))))
 
 
 def machines(check):
@@ -92,6 +92,10 @@ def machines(check):
     check.fault("systemd", unit or [])
     if unit is None:
         check.left_out.append("the systemd unit: no systemd-analyze here")
+
+
+def rules(check):
+    check.fault("alerts", alerts.faults())
 
 
 def container_image(check):
@@ -107,15 +111,15 @@ def main():
     if not configurations.BINARY.exists():
         sys.exit(f"there is no {configurations.BINARY}: build it, or name one in GATEWAY_BINARY")
     check = Check()
-    for part in (examples, promises, manifests, machines, container_image):
+    for part in (examples, promises, manifests, machines, rules, container_image):
         part(check)
     for fault in dict.fromkeys(check.faults):
         print(f"fault: {fault}")
     for left_out in check.left_out:
         print(f"left out: {left_out}")
     print(f"deploy-check: {check.charts} charts rendered, {check.documents} documents valid, "
-          f"{check.tests} chart tests, {check.configurations} configurations, {len(check.left_out)} left out, "
-          f"{len(check.faults)} faults")
+          f"{check.tests} chart tests, {check.configurations} configurations, {len(alerts.questions())} rule tests, "
+          f"{len(check.left_out)} left out, {len(check.faults)} faults")
     sys.exit(bool(check.faults))
 
 

@@ -107,6 +107,7 @@ impl App {
             Gateway::new(config, broker.clone(), clock, metrics.clone(), tracer).map_err(StartError::Config)?;
         let gateway = Arc::new(ArcSwap::from_pointee(gateway));
         let certificates = Certificates::read(config).map_err(StartError::Config)?;
+        certificates.tell(&metrics);
         runtime.block_on(gateway.load().resolve());
         let draining = Arc::new(AtomicBool::new(false));
         let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone(), config.admin.token.as_ref());

@@ -77,14 +77,16 @@ def a_secret_in_the_configuration_is_refused(made):
 
 def what_the_chart_itself_listens_on_is_not_the_configurations(made):
     for sections in ({"listen": {"public": "0.0.0.0:80"}}, {"listen": {"tls": {"key_file": "/key"}}},
-                     {"admin": {"listen": "0.0.0.0:9091"}}, {"forward_auth": {"listen": "0.0.0.0:8081"}}):
+                     {"admin": {"listen": "0.0.0.0:9091"}}, {"forward_auth": {"visitors": True}},
+                     {"internal": {"listen": "0.0.0.0:8082"}}):
         assert "is the chart's" in refusal(with_config(**sections)), sections
 
 
 def a_replica_is_given_the_time_to_drain(made):
-    assert "must be over 35" in refusal({**SINGLE, "terminationGracePeriodSeconds": 35})
-    assert "must be over 95" in refusal(with_config(listen={"drain_timeout": "1m 30s"}))
-    assert "must be over 45" in refusal({**SINGLE, "preStopSeconds": 15})
+    assert "must be over 38" in refusal({**SINGLE, "terminationGracePeriodSeconds": 38})
+    assert made({**SINGLE, "terminationGracePeriodSeconds": 39})
+    assert "must be over 98" in refusal(with_config(listen={"drain_timeout": "1m 30s"}))
+    assert "must be over 48" in refusal({**SINGLE, "preStopSeconds": 15})
     spec = at(the(made(SINGLE), "Deployment"), "spec.template.spec")
     assert spec["terminationGracePeriodSeconds"] == 45
     assert at(spec, "containers.0.lifecycle.preStop.sleep.seconds") == 5
@@ -154,6 +156,11 @@ def verdicts_have_a_port_of_their_own(made):
     assert "forward_auth" not in config_text(made(SINGLE)) and at(the(made(SINGLE), "Service"), "spec.ports.1") is None
 
 
+def visitors_get_sessions_by_verdicts_where_that_is_wanted(made):
+    assert "visitors: false" in config_text(made({**SINGLE, "forwardAuth": {"enabled": True}}))
+    assert "visitors: true" in config_text(made({**SINGLE, "forwardAuth": {"enabled": True, "visitors": True}}))
+
+
 def verdicts_are_not_for_everybody(made):
     told = refusal({**SINGLE, "forwardAuth": {"enabled": True}, "service": {"type": "LoadBalancer"}})
     assert "forwardAuth needs service.type: ClusterIP" in told
@@ -163,6 +170,62 @@ def the_operators_port_is_not_on_the_public_service(made):
     documents = made(SINGLE)
     assert "admin" not in [port["targetPort"] for port in at(the(documents, "Service"), "spec.ports")]
     assert at(the(documents, "Service", "emporix-gateway-admin"), "spec.clusterIP") == "None"
+
+
+def the_back_office_has_a_port_and_a_service_of_its_own(made):
+    token = with_config(internal={"token_file": "/run/secrets/gateway/internal-token"})
+    documents = made({**token, "internal": {"enabled": True, "port": 8083}, "service": {"type": "LoadBalancer"},
+                      "networkPolicy": {"enabled": True}})
+    assert "internal:\n  listen: 0.0.0.0:8083\n  token_file: " in config_text(documents)
+    service, (port,) = the(documents, "Service", "emporix-gateway-internal"), container(documents)["ports"][2:]
+    assert port == {"name": "internal", "containerPort": 8083}
+    assert at(service, "spec.ports") == [{"name": "http", "port": 8083, "targetPort": "internal"}]
+    assert "type" not in service["spec"] and len(at(the(documents, "Service"), "spec.ports")) == 1
+    assert at(service, "spec.selector").items() <= at(the(documents, "Deployment"), "spec.template.metadata.labels").items()
+    rule = at(the(documents, "NetworkPolicy"), "spec.ingress.2")
+    assert rule == {"ports": [{"port": "internal"}], "from": [{"podSelector": {}}]}
+    assert "emporix-gateway-internal" not in [at(each, "metadata.name") for each in made(SINGLE)]
+
+
+def back_office_callers_may_show_certificates(made):
+    authority = {"client_ca_file": "/run/secrets/internal-tls/ca.crt"}
+    documents = made({**with_config(internal={"tls": authority}),
+                      "internal": {"enabled": True, "tls": {"existingSecret": "office-tls"}}})
+    assert "certificate_file: /run/secrets/internal-tls/tls.crt" in config_text(documents)
+    volumes = at(the(documents, "Deployment"), "spec.template.spec.volumes")
+    assert {"name": "gateway-internal-tls", "secret": {"secretName": "office-tls"}} in volumes
+    assert at(the(documents, "Service", "emporix-gateway-internal"), "spec.ports.0.name") == "https"
+
+
+def an_ingress_sends_its_hosts_to_the_public_port(made):
+    hosts = {"enabled": True, "className": "nginx", "hosts": ["a.example.com", "b.example.com"]}
+    ingress = the(made({**SINGLE, "ingress": hosts, "tls": {"existingSecret": "shop-tls"}}), "Ingress")
+    assert at(ingress, "spec.ingressClassName") == "nginx"
+    for rule, host in zip(at(ingress, "spec.rules"), hosts["hosts"], strict=True):
+        (path,) = at(rule, "http.paths")
+        assert (rule["host"], path["path"], path["pathType"]) == (host, "/", "Prefix")
+        assert path["backend"] == {"service": {"name": "emporix-gateway", "port": {"number": 443}}}
+
+
+def an_http_route_sends_its_hosts_to_the_public_port(made):
+    wanted = {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["shop.example.com"]}
+    route = the(made({**SINGLE, "httpRoute": wanted, "service": {"port": 8000}}), "HTTPRoute")
+    assert at(route, "spec.parentRefs") == wanted["parentRefs"] and at(route, "spec.hostnames") == wanted["hostnames"]
+    assert at(route, "spec.rules") == [{"backendRefs": [{"name": "emporix-gateway", "port": 8000}]}]
+
+
+def a_disruption_budget_counts_the_replicas(made):
+    documents = made(SINGLE)
+    budget = the(documents, "PodDisruptionBudget")
+    assert at(budget, "spec.selector") == at(the(documents, "Deployment"), "spec.selector")
+    assert at(budget, "spec.maxUnavailable") == 1
+
+
+def resources_are_the_containers(made):
+    assert container(made(SINGLE))["resources"] == {
+        "requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+    limits = {"limits": {"memory": "2Gi"}}
+    assert container(made({**SINGLE, "resources": limits}))["resources"]["limits"] == {"memory": "2Gi"}
 
 
 def services_find_the_replicas_and_not_the_test_pod(made):

@@ -40,6 +40,8 @@ def content(key):
             return "redis://127.0.0.1:6379"
         case "certificate" | "key":
             return certificate()[key]
+        case "client_ca":
+            return certificate()["certificate"]
         case _:
             return secrets.token_hex(32)
 

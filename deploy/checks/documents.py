@@ -16,6 +16,8 @@ SHAPES = {
     ("traefik.io/v1alpha1", "Middleware"): ["spec"],
     ("traefik.io/v1alpha1", "IngressRoute"): ["spec.routes.0.match", "spec.routes.0.services.0.port"],
     ("install.istio.io/v1alpha1", "IstioOperator"): ["spec.meshConfig.extensionProviders.0.envoyExtAuthzHttp.service"],
+    ("networking.istio.io/v1", "VirtualService"): [
+        "spec.hosts.0", "spec.gateways.0", "spec.http.0.route.0.destination.port.number"],
     ("security.istio.io/v1", "AuthorizationPolicy"): ["spec.action", "spec.provider.name", "spec.rules"],
     ("networking.istio.io/v1alpha3", "EnvoyFilter"): ["spec.configPatches.0.patch.value"],
     ("gateway.envoyproxy.io/v1alpha1", "ClientTrafficPolicy"): ["spec.targetRefs.0.name", "spec.headers"],

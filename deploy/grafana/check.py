@@ -1,20 +1,18 @@
 """Holds dashboards, alerts and runbooks to what the gateway really exposes: a real Prometheus answers every query.
 
-Draws docs/dashboards from the answers. Ends with one line of counts, and with 1 where there was a fault.
+With --draw, draws docs/dashboards from the answers. Ends with one line of counts, and with 1 where there was a fault.
 """
 
 import json
 import math
 import re
-import subprocess
 import sys
 import time
 
 import dashboards
 import drawing
-from stage import DEBIAN, ROOT, RULES, Shoppers, Stage
+from stage import ROOT, Shoppers, Stage
 
-RULE_TESTS = ROOT / "deploy/prometheus/alerts_test.yaml"
 RUNBOOKS = ROOT / "docs/runbooks"
 SECONDS = 60
 
@@ -31,19 +29,10 @@ def fault(what: str):
     print(f"fault: {what}")
 
 
-def promtool(*arguments) -> None:
-    told = subprocess.run([DEBIAN / "promtool", *arguments], capture_output=True, text=True)
-    if told.returncode:
-        fault(f"promtool {arguments[0]} {arguments[1]}:\n{told.stdout}{told.stderr}")
-
-
-def check_files() -> int:
+def check_files() -> None:
     for path, text in dashboards.files().items():
         if path.read_text() != text:
             fault(f"{path.relative_to(ROOT)} is not what dashboards.py says; run it")
-    promtool("check", "rules", RULES)
-    promtool("test", "rules", RULE_TESTS)
-    return RULE_TESTS.read_text().count("eval_time:")
 
 
 def play(stage: Stage) -> None:
@@ -151,19 +140,20 @@ def check_runbooks(stage: Stage, alerts: list[dict]) -> None:
 
 
 def main() -> None:
-    tests, queries = check_files(), 0
+    check_files()
+    queries = 0
     with Stage() as stage:
         play(stage)
         for path in dashboards.files():
             dashboard = json.loads(path.read_text())
             answers = {panel["id"]: answered(stage, panel) for panel in dashboard["panels"]}
             queries += sum(len(panel["targets"]) for panel in dashboard["panels"])
-            if all(answers.values()):
+            if "--draw" in sys.argv and all(answers.values()):
                 (ROOT / f"docs/dashboards/{path.stem}.svg").write_text(drawing.drawn(dashboard, answers))
         alerts = check_alerts(stage)
         check_runbooks(stage, alerts)
     print(f"observability: {len(dashboards.files())} dashboards, {queries} queries answered, {len(alerts)} alerts, "
-          f"{tests} rule tests, {len(faults)} faults")
+          f"{len(faults)} faults")
     sys.exit(bool(faults))
 
 

@@ -64,6 +64,7 @@ class Stage:
         self.simulator = f"http://127.0.0.1:{simulator}"
         self.replicas = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
         self.admins = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        self.internals = [free_port() for _ in range(2)]
         self.prometheus = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self):
@@ -71,6 +72,7 @@ class Stage:
         (WORK / "stage").mkdir(parents=True)
         try:
             self.start_redis()
+            self.certify(days=3650)
             simulator = os.environ.get("SIMULATOR_BINARY", ROOT / "target/debug/emporix-simulator")
             self.start("simulator", simulator, "--listen", self.simulator.removeprefix("http://"))
             for number in range(len(self.replicas)):
@@ -108,11 +110,24 @@ class Stage:
         asked = subprocess.run(["redis-cli", "-p", str(self.redis_port), *command], capture_output=True, text=True)
         return asked.stdout.strip()
 
-    def start_replica(self, number: int):
+    def certify(self, days: int):
+        """Writes the internal listeners' certificate, which ends after so many days; their key stays as it is."""
+        certificate, key = WORK / "stage/certificate.pem", WORK / "stage/key.pem"
+        if not key.exists():
+            subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
+        subprocess.run(["openssl", "req", "-x509", "-key", key, "-subj", "/CN=localhost", "-days", str(days),
+                        "-out", certificate.with_suffix(".new")], check=True)
+        certificate.with_suffix(".new").replace(certificate)
+
+    def configure(self, number: int, **more) -> Path:
+        """Writes a replica's configuration, with these sections beside its own."""
+        certificate = {"certificate_file": f"{WORK}/stage/certificate.pem", "key_file": f"{WORK}/stage/key.pem"}
         config = {
             "listen": {"public": self.replicas[number].removeprefix("http://"), "threads": 1, "drain_timeout": "1s",
                        "trusted_proxies": ["127.0.0.0/8"]},
             "admin": {"listen": self.admins[number].removeprefix("http://")},
+            "internal": {"listen": f"127.0.0.1:{self.internals[number]}", "token": "a-token-of-the-back-office",
+                         "tls": certificate},
             "upstream": {"base_url": self.simulator},
             "identity": {"timeout": "2s"},
             "tenants": {"acme": {"client_id": "storefront", "webhook": {"secret": WEBHOOK_SECRET},
@@ -123,7 +138,11 @@ class Stage:
             "limits": {"sign_in_per_account": {"burst": 10, "per_minute": 0}},
         }
         file = WORK / f"stage/replica-{number}.yaml"
-        file.write_text(json.dumps(config))
+        file.write_text(json.dumps(config | more))
+        return file
+
+    def start_replica(self, number: int):
+        file = self.configure(number)
         gateway = os.environ.get("GATEWAY_BINARY", ROOT / "target/debug/emporix-gateway")
         self.start(f"replica-{number}", gateway, "serve", "--config", file)
         self.await_that(lambda: ask("GET", self.admins[number] + "/readyz")[0] == 200, f"replica {number} is ready")

@@ -12,8 +12,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use x509_parser::parse_x509_certificate;
 
 use crate::config::{Config, TlsSection};
+use crate::telemetry::{Certified, Metrics};
 
 /// The certificates of the listeners that have one.
 #[derive(Clone)]
@@ -43,9 +45,14 @@ impl Certificates {
             }
         }
     }
-}
 
-impl Certificates {
+    /// Tells when those end that are shown now.
+    pub(super) fn tell(&self, metrics: &Metrics) {
+        for (listener, shown) in [(Certified::Public, &self.public), (Certified::Internal, &self.internal)] {
+            metrics.certificate_expires.set(listener, shown.as_ref().and_then(|shown| shown.ends()).unwrap_or(0));
+        }
+    }
+
     /// Whether clients' certificates would have to come from others than now, which takes a start.
     pub(super) fn have_other_roots(&self, changed: &Self) -> bool {
         let anchors = |known: &Option<Arc<Certificate>>| {
@@ -75,6 +82,13 @@ impl Certificate {
         let now = ArcSwap::from_pointee(certified_key(section).map_err(at)?);
         let roots = client_roots(section).map_err(at)?;
         Ok(Arc::new(Self { now, roots, key }))
+    }
+
+    /// When the one that is shown now ends, in seconds since 1970.
+    fn ends(&self) -> Option<usize> {
+        let shown = self.now.load();
+        let (_, certificate) = parse_x509_certificate(shown.cert.first()?).ok()?;
+        usize::try_from(certificate.validity().not_after.timestamp()).ok()
     }
 
     /// What a listener for browsers is set up with: HTTP/2 and HTTP/1.1 by ALPN, for they open WebSockets over the latter.

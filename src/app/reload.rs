@@ -127,6 +127,7 @@ impl Reload {
         }
         let tenants = self.tenants.changed(&self.holds, &config);
         self.certificates.take(&certificates);
+        self.certificates.tell(&self.metrics);
         self.broker.take_tenants(tenants);
         self.admin.take_token(config.admin.token.as_ref());
         self.gateway.store(Arc::new(gateway));

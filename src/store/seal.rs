@@ -140,7 +140,12 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::config::{SealKeySection, Secret};
-    use crate::session::tests::visitor;
+    use crate::session::tests::{LIMITS, customer_half, visitor};
+    use crate::session::{Handle, SaasToken, Scope, SiteContext, Token};
+
+    /// [`everything`] as the first release sealed it, under the key `old`. It stays as it is.
+    const FORMAT_1: &str = include_str!("records/format-1.base64");
+    const HANDLE: &str = "eg_c_BwcHBwcHBwcHBwcHBwcHBwkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJ";
 
     fn keyring(active: &str, ids: &[&str]) -> Keyring {
         let key = |id: &&str| {
@@ -153,6 +158,34 @@ mod tests {
 
     fn session(byte: u8) -> Session {
         visitor(SessionKey::from_bytes([byte; 16]), Timestamp::from_seconds(1_000))
+    }
+
+    /// A customer's session with all that a record can hold.
+    fn everything() -> Session {
+        let now = Timestamp::from_seconds(1_000);
+        let mut session = session(7);
+        let text = |text: &str| Some(text.to_owned());
+        session.anonymous.as_mut().unwrap().context = SiteContext {
+            currency: text("EUR"),
+            site_code: text("main"),
+            language: text("de"),
+            target_location: text("DE"),
+        };
+        let mut customer = customer_half(now);
+        customer.legal_entity_id = text("entity-1");
+        customer.tokens.saas = Token::parse("a.saas.token").map(|token| SaasToken { token, expires_at: now });
+        session.upgrade(customer, now, &LIMITS);
+        session.credentials.issue(&Handle::parse(HANDLE.as_bytes()).unwrap(), Scope::Customer);
+        session
+    }
+
+    #[test]
+    fn a_record_of_the_first_release_opens_as_what_it_was() {
+        let record = STANDARD.decode(FORMAT_1.replace('\n', "")).unwrap();
+        let opened = keyring("new", &["new", "old"]).open(&SessionKey::from_bytes([7; 16]), &record).unwrap();
+        assert_eq!(opened.revision, 3);
+        let written = |session| minicbor::to_vec(session).unwrap();
+        assert_eq!(written(Session { revision: 0, ..opened }), written(everything()));
     }
 
     #[test]

@@ -105,6 +105,8 @@ labels! {
     SpanOutcome { Exported = "exported", Failed = "failed", Dropped = "dropped" }
     /// What became of a configuration that was read again.
     Reloaded { Applied = "applied", Refused = "refused" }
+    /// A listener that can have a certificate.
+    Certified { Public = "public", Internal = "internal" }
     /// Which rate was exceeded.
     Limited { Address = "address", Account = "account", Visitors = "visitors" }
     /// An event that Emporix delivered; `other` where it names none of these, or is not believed.

@@ -4,9 +4,9 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, IntGauge, Opts, Registry, TextEncoder};
 
 use super::labels::{
-    BreakerEvent, CacheOutcome, CallOutcome, Decision, Dependency, Dialect, EmporixCall, Flow, Half, Limited,
-    LoginOutcome, Outcome, RefreshOutcome, Reloaded, Replication, RevocationPath, RouteClass, Saved, SessionEvent,
-    SpanOutcome, StoreOperation, StoreOutcome, Verdict, WebhookEvent, WebhookOutcome,
+    BreakerEvent, CacheOutcome, CallOutcome, Certified, Decision, Dependency, Dialect, EmporixCall, Flow, Half,
+    Limited, LoginOutcome, Outcome, RefreshOutcome, Reloaded, Replication, RevocationPath, RouteClass, Saved,
+    SessionEvent, SpanOutcome, StoreOperation, StoreOutcome, Verdict, WebhookEvent, WebhookOutcome,
 };
 use super::process::Process;
 use super::tally::{CounterGrid, Counters, Gauges, Kind, Timers};
@@ -80,6 +80,8 @@ table! {
     reloads: Counters<Reloaded> = "gateway_config_reloads_total" ["outcome"];
     /// 1 while the newest configuration could not be used and an older one holds.
     configuration_refused: IntGauge = "gateway_config_refused";
+    /// When the certificate that a listener shows ends, in seconds since 1970; 0 where it has none.
+    certificate_expires: Gauges<Certified> = "gateway_certificate_expires_timestamp_seconds" ["listener"];
     /// Requests refused for their rate.
     rate_limited: Counters<Limited> = "gateway_rate_limited_total" ["limit"];
     /// Events that Emporix delivered.

@@ -205,7 +205,7 @@ impl<A: Label> Kind for Gauges<A> {
 }
 
 impl<A: Label> Gauges<A> {
-    /// Says how many there are now.
+    /// Says how many there are now, or what it is.
     pub fn set(&self, value: A, now: usize) {
         self.0[value.index()].set(i64::try_from(now).unwrap_or(i64::MAX));
     }

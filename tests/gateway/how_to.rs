@@ -16,6 +16,8 @@ async fn tried(page: &str) {
     assert!(script.contains("test "), "{page} tells nothing to try");
     let [gateway, emporix] =
         [world.gateway().public, world.simulator.address].map(|address| format!("http://{address}"));
+    let program = Path::new(env!("CARGO_BIN_EXE_emporix-gateway")).parent().unwrap();
+    let script = format!("PATH='{}':$PATH\n{script}", program.display());
     let run = move || {
         let mut command = Command::new("bash");
         command.args(["-euc", &script]).env("GATEWAY", gateway).env("EMPORIX", emporix).output().unwrap()
@@ -37,4 +39,9 @@ async fn rolling_back_hits_whom_its_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_cdn_only_what_its_page_says_may_be_cached() {
     tried("run-behind-a-cdn.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_binary_takes_over_as_its_page_says() {
+    tried("upgrade-and-downgrade.md").await;
 }

@@ -9,6 +9,7 @@ use crate::world::{Certificate, World, eventually, plain_get};
 const PRICES: &str = "GET /price/acme/prices";
 const NO_PRICES: &str = "routes:\n  - {path: '/price/{tenant}/**', access: deny}\n";
 const REFUSED: &str = "gateway_config_refused";
+const ENDS: &str = r#"gateway_certificate_expires_timestamp_seconds{listener="public"}"#;
 
 async fn priced(world: &World, gateway: &ProcessReplica, access: &str) -> u16 {
     world.ask_at(gateway.public, PRICES).bearer(access).send().await.status
@@ -108,15 +109,17 @@ async fn a_new_certificate_is_shown_once_its_key_is_there_too() {
     let [certificate, key] = Certificate::new().write(folder.path());
     let files = [("LISTEN__TLS__CERTIFICATE_FILE", &*certificate), ("LISTEN__TLS__KEY_FILE", &*key)];
     let gateway = ProcessReplica::start(&world, &files).await;
-    let renewed = Certificate::new().write(authority.path());
+    let renewed = Certificate::until(2030).write(authority.path());
     let shows_the_new_one = async || trusts(&renewed[0], gateway.public.port(), &[]).await;
     assert!(trusts(&certificate, gateway.public.port(), &[]).await && !shows_the_new_one().await);
+    assert!(gateway.metric(ENDS) > 4e9, "far from now");
 
     std::fs::copy(&renewed[0], &certificate).unwrap();
     eventually("half of a pair is refused", async || gateway.metric(REFUSED) == 1.0).await;
     assert!(!shows_the_new_one().await, "the old pair is shown");
     std::fs::copy(&renewed[1], &key).unwrap();
     eventually("the new one is shown", shows_the_new_one).await;
+    eventually("its end is told", async || gateway.metric(ENDS) == 1_893_456_000.0).await;
     eventually("all is well", async || gateway.metric(REFUSED) == 0.0).await;
 }
 

@@ -200,6 +200,14 @@ impl Certificate {
         Self(rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap())
     }
 
+    /// One that ends when `year` begins.
+    pub fn until(year: i32) -> Self {
+        let signing_key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        Self(rcgen::CertifiedKey { cert: parameters.self_signed(&signing_key).unwrap(), signing_key })
+    }
+
     /// Writes both into `folder` and returns their paths.
     pub fn write(&self, folder: &std::path::Path) -> [String; 2] {
         let files = [("certificate.pem", self.0.cert.pem()), ("key.pem", self.0.signing_key.serialize_pem())];

@@ -18,6 +18,10 @@
     - name: forward-auth
       containerPort: {{ .Values.forwardAuth.port }}
     {{- end }}
+    {{- if .Values.internal.enabled }}
+    - name: internal
+      containerPort: {{ .Values.internal.port }}
+    {{- end }}
 {{- range $probe, $path := dict "startup" "/startupz" "liveness" "/livez" "readiness" "/readyz" }}
   {{ $probe }}Probe:
     httpGet:
@@ -55,6 +59,11 @@
       mountPath: /run/secrets/tls
       readOnly: true
     {{- end }}
+    {{- if .Values.internal.tls.existingSecret }}
+    - name: gateway-internal-tls
+      mountPath: /run/secrets/internal-tls
+      readOnly: true
+    {{- end }}
     {{- with .Values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -71,6 +80,11 @@
 {{- end }}
 {{- with .Values.tls.existingSecret }}
 - name: gateway-tls
+  secret:
+    secretName: {{ . }}
+{{- end }}
+{{- with .Values.internal.tls.existingSecret }}
+- name: gateway-internal-tls
   secret:
     secretName: {{ . }}
 {{- end }}

@@ -41,16 +41,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "emporix-gateway.config" -}}
 {{- $listen := dict "public" (printf "0.0.0.0:%d" (int .Values.ports.public)) -}}
 {{- if .Values.tls.existingSecret -}}
-{{- $folder := "/run/secrets/tls" -}}
-{{- $tls := dict "certificate_file" (print $folder "/tls.crt") "key_file" (print $folder "/tls.key") -}}
-{{- $_ := set $listen "tls" $tls -}}
+{{- $_ := set $listen "tls" (include "emporix-gateway.certificate" "/run/secrets/tls" | fromYaml) -}}
 {{- end -}}
 {{- $own := dict "listen" $listen "admin" (dict "listen" (printf "0.0.0.0:%d" (int .Values.ports.admin))) -}}
 {{- with .Values.forwardAuth -}}
 {{- if .enabled -}}
 {{- $address := printf "0.0.0.0:%d" (int .port) -}}
-{{- $_ := set $own "forward_auth" (dict "listen" $address "trusted_peers" .trustedPeers) -}}
+{{- $_ := set $own "forward_auth" (dict "listen" $address "trusted_peers" .trustedPeers "visitors" .visitors) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.internal -}}
+{{- if .enabled -}}
+{{- $internal := dict "listen" (printf "0.0.0.0:%d" (int .port)) -}}
+{{- if .tls.existingSecret -}}
+{{- $_ := set $internal "tls" (include "emporix-gateway.certificate" "/run/secrets/internal-tls" | fromYaml) -}}
+{{- end -}}
+{{- $_ := set $own "internal" $internal -}}
 {{- end -}}
 {{- end -}}
 {{- mustMergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
+{{- end }}
+
+{{/* The files of a mounted Secret of type kubernetes.io/tls, as a `tls` section names them. */}}
+{{- define "emporix-gateway.certificate" -}}
+certificate_file: {{ . }}/tls.crt
+key_file: {{ . }}/tls.key
 {{- end }}

@@ -8,9 +8,9 @@
 {{- fail (printf "%d replicas need config.store.kind: redis. In memory each has sessions of its own." $replicas) -}}
 {{- end -}}
 
-{{- range $key := list "listen.public" "listen.tls" "admin.listen" "forward_auth" -}}
+{{- range $key := list "listen.public" "listen.tls" "admin.listen" "forward_auth" "internal.listen" -}}
 {{- if include "emporix-gateway.at" (dict "config" $config "key" $key) -}}
-{{- fail (printf "config.%s is the chart's: set ports, tls.existingSecret or forwardAuth instead." $key) -}}
+{{- fail (printf "config.%s is the chart's: set ports, tls.existingSecret, forwardAuth or internal instead." $key) -}}
 {{- end -}}
 {{- end -}}
 
@@ -39,9 +39,10 @@
 {{- $drain := dig "listen" "drain_timeout" "30s" $config | nospace -}}
 {{- $start := toDate "2006-01-02" "2026-01-01" -}}
 {{- $drained := sub (mustDateModify $drain $start | unixEpoch | int64) (unixEpoch $start | int64) -}}
-{{- $needed := add $drained .Values.preStopSeconds | int -}}
+{{/* Once drained, a second for the listeners and two for the work behind requests. */}}
+{{- $needed := add $drained .Values.preStopSeconds 3 | int -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) $needed -}}
-{{- $why := "preStopSeconds and config.listen.drain_timeout together. A replica would be killed amid requests." -}}
+{{- $why := "preStopSeconds, config.listen.drain_timeout and 3 s to end. A replica would be killed amid requests." -}}
 {{- fail (printf "terminationGracePeriodSeconds must be over %d, %s" $needed $why) -}}
 {{- end -}}
 
