@@ -23,11 +23,13 @@ figure() {
 }
 
 # Alone, so that the figures are theirs.
-suite load::
+suite load:: --skip reload::
 suite revocation::
 suite model::no_interleaving
 suite redis_deployments::
-suite failure_table:: outages:: redis_faults:: refresh_outages:: replicas::
+suite model:: --skip model::no_interleaving
+suite failure_table:: outages:: redis_faults:: redis_hostile:: refresh:: replicas:: store_contract:: keys:: \
+    webhooks:: admin_sessions:: streaming:: bad_input::
 
 replicas=$(figure replicas)
 faults=$(figure faults)

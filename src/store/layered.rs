@@ -110,7 +110,9 @@ impl LayeredStore {
             Ok(found) => {
                 let outcome = if stale.is_some() { CacheOutcome::Revalidated } else { CacheOutcome::Miss };
                 self.metrics.hot_cache.count(outcome);
-                if let (Some(stale), None) = (&stale, &found) {
+                if let (Some(stale), None) = (&stale, &found)
+                    && self.store.was_ended(key).await.unwrap_or(false)
+                {
                     let unnoticed = now.since(stale.verified_at);
                     self.metrics.revocation_seconds.record(RevocationPath::Revalidation, unnoticed);
                 }

@@ -1,7 +1,7 @@
 //! Sessions in this process: the embedded default, for one replica.
 //! Bounded; what is over makes room, and a new session beyond the bound is refused rather than an old one lost.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,9 +19,6 @@ use crate::session::{LabelKeys, Session, SessionKey};
 /// Intents outlive their leases by far, as they do in Redis.
 const INTENT_LIFE: Duration = Duration::from_secs(7 * 86_400);
 
-/// What is over is swept out this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
-
 /// The embedded store.
 pub struct MemoryStore {
     state: Mutex<State>,
@@ -31,7 +28,7 @@ pub struct MemoryStore {
     invalidations: broadcast::Sender<Invalidation>,
 }
 
-#[derive(Default)]
+/// What is kept; of each kind so many at most, of which the first to end makes room.
 struct State {
     sessions: Expiring<SessionKey, Session>,
     tombstones: Expiring<SessionKey, ()>,
@@ -41,12 +38,25 @@ struct State {
     customers: Expiring<CustomerName, Vec<(SessionKey, Timestamp)>>,
     epochs: Expiring<CustomerName, Timestamp>,
     notes: Expiring<NoteName, Vec<u8>>,
-    swept_at: Timestamp,
 }
 
 impl State {
+    fn new(max_sessions: usize) -> Self {
+        // A session has two halves to renew, and a JWT from each sign-in.
+        let two_each = max_sessions.saturating_mul(2);
+        Self {
+            sessions: Expiring::bounded(max_sessions),
+            tombstones: Expiring::bounded(two_each),
+            leases: Expiring::bounded(two_each),
+            intents: Expiring::bounded(two_each),
+            aliases: Expiring::bounded(two_each),
+            customers: Expiring::bounded(max_sessions),
+            epochs: Expiring::bounded(max_sessions),
+            notes: Expiring::bounded(max_sessions),
+        }
+    }
+
     fn sweep(&mut self, now: Timestamp) {
-        self.swept_at = now;
         self.sessions.sweep(now);
         self.tombstones.sweep(now);
         self.leases.sweep(now);
@@ -66,15 +76,12 @@ impl MemoryStore {
     pub fn new(clock: Arc<dyn Clock>, max_sessions: usize) -> Result<Self, StoreError> {
         let (invalidations, _) = broadcast::channel(16);
         let labels = LabelKeys::random().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        Ok(Self { state: Mutex::default(), clock, max_sessions, labels, invalidations })
+        Ok(Self { state: Mutex::new(State::new(max_sessions)), clock, max_sessions, labels, invalidations })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        if now.since(state.swept_at) >= SWEEP_EVERY {
-            state.sweep(now);
-        }
+        state.sweep(self.clock.now());
         state
     }
 }
@@ -101,6 +108,10 @@ impl SessionStore for MemoryStore {
         let revision = stored + 1;
         state.sessions.put(session.key, Session { revision, ..session.clone() }, now.after(life));
         Ok(Saved::Stored(revision))
+    }
+
+    async fn was_ended(&self, key: &SessionKey) -> Result<bool, StoreError> {
+        Ok(self.state().tombstones.get(key, self.clock.now()).is_some())
     }
 
     async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError> {
@@ -233,14 +244,10 @@ impl SessionStore for MemoryStore {
     async fn note(&self, name: &NoteName, value: &[u8], life: Duration, standing: Standing) -> Result<(), StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
-        let stands = state.notes.get(name, now).is_some();
-        if stands && standing == Standing::Keep {
+        if standing == Standing::Keep && state.notes.get(name, now).is_some() {
             return Ok(());
         }
-        // What ends first makes room: who has tokens mailed again and again displaces no address.
-        if !stands && state.notes.len() >= self.max_sessions {
-            state.notes.remove_first_to_end();
-        }
+        // When they are full, who has tokens mailed again and again displaces no address: that ends later.
         state.notes.put(name.clone(), value.to_vec(), now.after(life));
         Ok(())
     }
@@ -262,44 +269,125 @@ impl SessionStore for MemoryStore {
     }
 }
 
-/// A map whose entries end.
-struct Expiring<K, V>(HashMap<K, (V, Timestamp)>);
-
-impl<K, V> Default for Expiring<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
+/// A bounded map whose entries end. The first to end makes room for one that is beyond the bound.
+struct Expiring<K, V> {
+    entries: HashMap<K, (V, End)>,
+    order: BTreeMap<End, K>,
+    put: u64,
+    most: usize,
 }
 
+/// When an entry ends, and its number among those that were put.
+type End = (Timestamp, u64);
+
 impl<K: Clone + Eq + Hash, V> Expiring<K, V> {
+    fn bounded(most: usize) -> Self {
+        Self { entries: HashMap::new(), order: BTreeMap::new(), put: 0, most }
+    }
+
     fn get(&self, key: &K, now: Timestamp) -> Option<&V> {
-        self.0.get(key).filter(|(_, end)| now < *end).map(|(value, _)| value)
+        self.entries.get(key).filter(|(_, end)| now < end.0).map(|(value, _)| value)
     }
 
     fn put(&mut self, key: K, value: V, end: Timestamp) {
-        self.0.insert(key, (value, end));
+        self.remove(&key);
+        if self.len() >= self.most {
+            self.remove_first_to_end();
+        }
+        self.put += 1;
+        let end = (end, self.put);
+        self.order.insert(end, key.clone());
+        self.entries.insert(key, (value, end));
     }
 
     fn remove(&mut self, key: &K) {
-        self.0.remove(key);
+        if let Some((_, end)) = self.entries.remove(key) {
+            self.order.remove(&end);
+        }
     }
 
     fn live(&self, now: Timestamp) -> impl Iterator<Item = (&K, &V)> {
-        self.0.iter().filter(move |(_, (_, end))| now < *end).map(|(key, (value, _))| (key, value))
+        self.entries.iter().filter(move |(_, (_, end))| now < end.0).map(|(key, (value, _))| (key, value))
     }
 
     fn remove_first_to_end(&mut self) {
-        let first = self.0.iter().min_by_key(|(_, (_, end))| *end).map(|(key, _)| key.clone());
-        if let Some(first) = first {
-            self.0.remove(&first);
+        if let Some((_, key)) = self.order.pop_first() {
+            self.entries.remove(&key);
         }
     }
 
     fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     fn sweep(&mut self, now: Timestamp) {
-        self.0.retain(|_, (_, end)| now < *end);
+        while self.order.first_key_value().is_some_and(|((end, _), _)| *end <= now) {
+            self.remove_first_to_end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::session::{Scope, TenantId};
+    use crate::store::NoteKind;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn the_first_to_end_makes_room_and_an_entry_that_is_put_again_takes_none() {
+        let (now, mut map) = (Timestamp::from_seconds(100), Expiring::bounded(3));
+        for (key, end) in [('a', 130), ('b', 110), ('c', 120), ('b', 140), ('b', 140)] {
+            map.put(key, (), Timestamp::from_seconds(end));
+        }
+        let mut kept = |key, end| {
+            map.put(key, (), Timestamp::from_seconds(end));
+            let mut keys: Vec<_> = map.live(now).map(|(key, ())| *key).collect();
+            keys.sort_unstable();
+            assert_eq!(map.order.len(), keys.len());
+            String::from_iter(keys)
+        };
+        assert_eq!(kept('d', 150), "abd");
+        assert_eq!(kept('e', 105), "bde");
+        assert_eq!(kept('f', 150), "bdf");
+    }
+
+    #[test]
+    fn what_is_over_is_swept_out_and_nothing_else() {
+        let mut map = Expiring::bounded(9);
+        for (key, end) in [('a', 130), ('b', 110), ('c', 120)] {
+            map.put(key, (), Timestamp::from_seconds(end));
+        }
+        map.remove(&'b');
+        map.sweep(Timestamp::from_seconds(120));
+        assert_eq!((map.len(), map.order.len()), (1, 1));
+        assert!(map.get(&'a', Timestamp::from_seconds(129)).is_some());
+        assert!(map.get(&'a', Timestamp::from_seconds(130)).is_none(), "not even before it is swept out");
+    }
+
+    #[tokio::test]
+    async fn nothing_that_is_kept_beside_the_sessions_grows_without_end() {
+        let store = MemoryStore::new(Arc::new(SystemClock), 4).unwrap();
+        let tenant = TenantId::parse("acme").unwrap();
+        let intent = Intent { generation: 1, started_at: Timestamp::from_seconds(1), recoveries: 0 };
+        for number in 0..40_u8 {
+            let (key, owner) = (SessionKey::from_bytes([number; 16]), [number; 16]);
+            let customer = CustomerName::of_hash(tenant, [number; 16]);
+            let lease = LeaseName { key, scope: Scope::Customer };
+            let note = NoteName { tenant, kind: NoteKind::Email, hash: [number; 32] };
+            store.remove(&key, HOUR).await.unwrap();
+            store.acquire(&lease, &owner, HOUR).await.unwrap();
+            assert!(store.declare(&lease, &owner, &intent, HOUR).await.unwrap());
+            store.link(&Alias::of(tenant, &[number]), &key, Collision::Disable, HOUR).await.unwrap();
+            store.index(&customer, &key, HOUR).await.unwrap();
+            store.raise_epoch(&customer, Timestamp::from_seconds(1), HOUR).await.unwrap();
+            store.note(&note, b"x", HOUR, Standing::Replace).await.unwrap();
+        }
+        let state = store.state();
+        let twice = [state.tombstones.len(), state.leases.len(), state.intents.len(), state.aliases.len()];
+        assert_eq!(twice, [8; 4]);
+        assert_eq!([state.customers.len(), state.epochs.len(), state.notes.len()], [4; 3]);
     }
 }

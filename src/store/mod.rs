@@ -270,6 +270,9 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Stores `session` for `life` if its revision is the stored one (0: none is stored) and it has not ended.
     async fn save(&self, session: &Session, life: Duration) -> Result<Saved, StoreError>;
 
+    /// Whether the session was ended, and is not merely absent; told for as long as its tombstone stands.
+    async fn was_ended(&self, key: &SessionKey) -> Result<bool, StoreError>;
+
     /// Ends the session; for `tombstone` no save brings it back.
     async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError>;
 

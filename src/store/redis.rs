@@ -229,6 +229,10 @@ impl SessionStore for RedisStore {
         }
     }
 
+    async fn was_ended(&self, key: &SessionKey) -> Result<bool, StoreError> {
+        self.read(redis::cmd("EXISTS").arg(tombstone_key(key))).await
+    }
+
     async fn remove(&self, key: &SessionKey, tombstone: Duration) -> Result<(), StoreError> {
         let message = self.hearing.ended(key, self.clock.now());
         let life = millis(tombstone);
@@ -300,7 +304,7 @@ impl SessionStore for RedisStore {
         let (key, end, now, life) =
             (key.to_text(), now.after(life).millis().to_string(), now.millis().to_string(), millis(life));
         let arguments = [key.as_bytes(), end.as_bytes(), now.as_bytes(), life.as_bytes()];
-        let displaced: Vec<String> = self.invoke(&self.scripts.index, &[&index], &arguments).await?;
+        let displaced: Vec<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
         Ok(displaced.iter().filter_map(|key| SessionKey::parse(key)).collect())
     }
 
@@ -321,7 +325,7 @@ impl SessionStore for RedisStore {
     async fn raise_epoch(&self, customer: &CustomerName, epoch: Timestamp, life: Duration) -> Result<(), StoreError> {
         let keys = customer_keys(customer);
         let (epoch, life) = (epoch.millis().to_string(), millis(life));
-        self.invoke(&self.scripts.raise_epoch, &[&keys[0]], &[epoch.as_bytes(), life.as_bytes()]).await
+        self.invoke_durably(&self.scripts.raise_epoch, &[&keys[0]], &[epoch.as_bytes(), life.as_bytes()]).await
     }
 
     fn invalidations(&self) -> broadcast::Receiver<Invalidation> {

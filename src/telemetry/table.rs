@@ -74,7 +74,7 @@ table! {
     breakers_open: Gauges<Dependency> = "gateway_breakers_open" ["dependency"];
     /// Writes that waited for a replica of Redis.
     replication: Counters<Replication> = "gateway_store_replication_total" ["outcome"];
-    /// From the end of a session elsewhere until it is refused here.
+    /// From the end of a session elsewhere, by the clock there, until it is refused here; 0 where that clock is ahead.
     revocation_seconds: Timers<RevocationPath> = "gateway_revocation_seconds" ["path"];
     /// Configurations that were read again.
     reloads: Counters<Reloaded> = "gateway_config_reloads_total" ["outcome"];

@@ -39,6 +39,11 @@ impl Server {
     fn answers(&self, text: &str, expected: &str) -> bool {
         self.command(text).is_some_and(|answer| answer.contains(expected))
     }
+
+    /// Its name in a cluster.
+    fn id(&self) -> String {
+        self.command("CLUSTER MYID").unwrap().lines().nth(1).unwrap().trim().to_owned()
+    }
 }
 
 impl Drop for Server {
@@ -191,8 +196,7 @@ impl Cluster {
 
     /// Moves every slot of the first primary to the second, with the keys in them: its clients are told MOVED and ASK.
     pub async fn move_slots(&self) -> String {
-        let id = |server: &Server| server.command("CLUSTER MYID").unwrap().lines().nth(1).unwrap().trim().to_owned();
-        let (from, to) = (id(&self.servers[0]), id(&self.servers[1]));
+        let (from, to) = (self.servers[0].id(), self.servers[1].id());
         let arguments = [
             "--cluster",
             "reshard",
@@ -208,6 +212,38 @@ impl Cluster {
         self.cli(&arguments.map(str::to_owned)).await
     }
 
+    /// Lets the slot of `key`, which is there, be on the move to another primary, and none of its keys move. Returns how
+    /// to let it stay.
+    pub fn unsettle<'c>(&'c self, key: &str) -> impl FnOnce() + use<'c> {
+        let slot = self.servers[0].command(&format!("CLUSTER KEYSLOT {key}")).unwrap();
+        let slot = slot.trim().trim_start_matches(':').to_owned();
+        let holds = |server: &&Server| !server.answers(&format!("CLUSTER COUNTKEYSINSLOT {slot}"), ":0");
+        let from = self.servers[..3].iter().find(holds).unwrap();
+        let to = self.servers[..3].iter().find(|server| server.port != from.port).unwrap();
+        assert!(to.answers(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", from.id()), "OK"));
+        assert!(from.answers(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", to.id()), "OK"));
+        move || {
+            for server in [from, to] {
+                assert!(server.answers(&format!("CLUSTER SETSLOT {slot} STABLE"), "OK"));
+            }
+        }
+    }
+
+    /// Stops the third primary, in whose place nobody steps for a minute. Returns the keys that are away with it.
+    pub fn freeze_a_primary(&self) -> String {
+        for server in &self.servers {
+            assert!(server.answers("CONFIG SET cluster-node-timeout 60000", "OK"));
+        }
+        let away = self.servers[2].command("KEYS *").unwrap();
+        signal(&self.servers[2], "STOP");
+        away
+    }
+
+    /// Kills the third primary.
+    pub fn kill_a_primary(&mut self) {
+        drop(self.servers.remove(2));
+    }
+
     /// Two of the nodes' addresses.
     pub fn nodes(&self) -> Vec<String> {
         self.tls_ports[..2].iter().map(|port| format!("rediss://127.0.0.1:{port}")).collect()
@@ -220,7 +256,7 @@ impl Cluster {
 
     /// Kills the third primary, and waits for its replica to take its place.
     pub async fn fail_over(&mut self) {
-        drop(self.servers.remove(2));
+        self.kill_a_primary();
         eventually("the cluster stands again", async || {
             self.servers.iter().all(|server| server.answers("CLUSTER INFO", "cluster_state:ok"))
                 && self.servers.iter().filter(|server| server.answers("ROLE", "master")).count() == 3

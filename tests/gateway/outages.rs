@@ -1,6 +1,7 @@
 //! What breaks around the gateway, and what clients see of it: "cannot know" is never "does not exist".
 //! Every outage heals without a restart.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -235,6 +236,56 @@ async fn a_redis_that_comes_and_goes_takes_no_grace_from_hot_sessions() {
 }
 
 /// A request that needs the store.
+/// How often Redis did `command` since it was started.
+fn done(world: &World, command: &str) -> u32 {
+    let told = world.redis().command("INFO commandstats");
+    let calls = told.split_once(&format!("cmdstat_{command}:calls=")).and_then(|(_, rest)| rest.split_once(','));
+    calls.map_or(0, |(calls, _)| calls.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_returns_under_load_meets_one_newcomer_a_replica_and_one_question_a_session() {
+    const REPLICAS: usize = 3;
+    const SESSIONS: usize = 8;
+    const CLIENTS: usize = 120;
+    let unthrottled = r#"{"burst": 100000, "per_minute": 100000}"#;
+    let builder = World::builder().redis().replicas(REPLICAS);
+    let world = builder.set("LIMITS__SIGN_IN_PER_ACCOUNT", unthrottled).start().await;
+    let mut handles = Vec::new();
+    for _ in 0..SESSIONS {
+        handles.push(world.customer().await.tokens.access);
+    }
+    world.clock.advance(Duration::from_secs(61));
+    world.redis().kill();
+    for replica in 0..REPLICAS {
+        eventually("nothing is known", async || me(&world, replica, &handles[0]).await.status == 503).await;
+    }
+    let world = Arc::new(world);
+    let served: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let (world, handle) = (world.clone(), handles[client % SESSIONS].clone());
+            tokio::spawn(async move {
+                let mut asked = 1;
+                while me(&world, client % REPLICAS, &handle).await.status != 200 {
+                    asked += 1;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                asked
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.redis().restart().await;
+    let mut asked = 0;
+    for client in served {
+        asked += client.await.unwrap();
+    }
+    assert!(asked > 2 * CLIENTS, "nobody was there to stampede: {asked}");
+    assert_eq!(done(&world, "subscribe"), 3, "one newcomer a replica");
+    let questions = usize::try_from(done(&world, "get")).unwrap();
+    assert!(questions <= REPLICAS * SESSIONS, "{questions} questions on {SESSIONS} sessions");
+}
+
 async fn me_cold(world: &World) -> Answer {
     let mut answer = world.login("eg_a_none", "john.doe@example.com").await;
     let anonymous = "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront";

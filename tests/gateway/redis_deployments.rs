@@ -5,14 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use emporix_gateway::clock::Timestamp;
 use emporix_gateway::config::{RedisSection, RedisTopology, Secret, SentinelSection};
 use emporix_gateway::session::Session;
 use emporix_gateway::store::redis::RedisStore;
-use emporix_gateway::store::{Saved, SessionStore, StoreError};
+use emporix_gateway::store::{CustomerName, Saved, SessionStore, StoreError};
+use emporix_gateway::telemetry::Metrics;
 
 use crate::fleet::{Cluster, PASSWORD, USER, Watched};
-use crate::store_contract::{holds_the_contract, session, tended};
-use crate::world::{World, eventually};
+use crate::store_contract::{holds_the_contract, measured, session, tended};
+use crate::world::{World, eventually, metric};
+
+/// Longer than a command is tried again over a slot that settles at once.
+const ON_THE_MOVE: Duration = Duration::from_millis(150);
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -102,6 +107,112 @@ async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
     let (written, lost) = lost_during(&store, redis.fail_over()).await;
     assert!(lost == 0, "{lost} of {written} lost by the failover");
     eventually("invalidations are heard again", async || store.hears_invalidations()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_a_change_and_an_end_wait_for_a_slot_that_is_on_the_move() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let redis = Cluster::start().await;
+    let section = RedisSection {
+        ca_file: Some(redis.certificate()),
+        response_timeout: Duration::from_secs(2),
+        ..section(RedisTopology::Cluster, redis.nodes())
+    };
+    let store = tended(&section);
+    let born = session();
+    eventually("the store answers", async || store.ping().await.is_ok()).await;
+    assert_eq!(store.save(&born, HOUR).await, Ok(Saved::Stored(1)));
+    let changed = Session { revision: 1, ..born };
+
+    let settle = redis.unsettle(&format!("eg:{{{}}}:session", changed.key.to_text()));
+    let saved = tokio::spawn({
+        let (store, changed) = (store.clone(), changed.clone());
+        async move { store.save(&changed, HOUR).await }
+    });
+    tokio::time::sleep(ON_THE_MOVE).await;
+    assert!(!saved.is_finished(), "a tombstone that is not there may be elsewhere: {:?}", saved.await);
+    settle();
+    assert_eq!(saved.await.unwrap(), Ok(Saved::Stored(2)));
+
+    let settle = redis.unsettle(&format!("eg:{{{}}}:session", changed.key.to_text()));
+    let removed = tokio::spawn({
+        let (store, key) = (store.clone(), changed.key);
+        async move { store.remove(&key, HOUR).await }
+    });
+    tokio::time::sleep(ON_THE_MOVE).await;
+    settle();
+    assert_eq!(removed.await.unwrap(), Ok(()));
+    assert_eq!(store.was_ended(&changed.key).await, Ok(true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_that_lost_a_primary_the_others_serve_on_and_nobody_is_taken_to_hear() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut redis = Cluster::start().await;
+    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    let store = tended(&section);
+    eventually("it hears", async || store.hears_invalidations()).await;
+    let sessions: Vec<Session> = (0..40).map(|_| session()).collect();
+    for session in &sessions {
+        assert_eq!(store.save(session, HOUR).await, Ok(Saved::Stored(1)));
+    }
+    let gone = redis.freeze_a_primary();
+    let (away, there): (Vec<_>, Vec<_>) = sessions.iter().partition(|it| gone.contains(&*it.key.to_text()));
+    assert!(!away.is_empty() && !there.is_empty());
+    serves_on(&store, &there).await;
+    assert!(!store.hears_invalidations(), "what that primary would say is not heard");
+    assert!(store.load(&away[0].key).await.is_err(), "away is not absent");
+    let started_meanwhile = tended(&section);
+    eventually("it serves too", async || finds(&started_meanwhile, there[0]).await).await;
+
+    redis.kill_a_primary();
+    serves_on(&store, &there).await;
+    assert!(store.load(&away[0].key).await.is_err(), "away is not absent");
+}
+
+/// Asks for `sessions`, longer than beats may be missed: they are all found once the lines are mended.
+async fn serves_on(store: &RedisStore, sessions: &[&Session]) {
+    const MENDED_AFTER: Duration = Duration::from_millis(2_500);
+    let lost_at = Instant::now();
+    while lost_at.elapsed() < Duration::from_secs(7) {
+        for session in sessions {
+            let found = finds(store, session).await;
+            assert!(found || lost_at.elapsed() < MENDED_AFTER, "not after {:?}", lost_at.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether the session is found. An answer comes within a second in any case.
+async fn finds(store: &RedisStore, session: &Session) -> bool {
+    let asked = Instant::now();
+    let found = store.load(&session.key).await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    matches!(found, Ok(Some(_)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_a_session_is_and_since_when_none_is_outlives_the_primary() {
+    let redis = Watched::start().await;
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let store = measured(&section(RedisTopology::Sentinel, redis.nodes()), metrics.clone());
+    let acknowledged = || {
+        metric(
+            &String::from_utf8(metrics.render()).unwrap(),
+            r#"gateway_store_replication_total{outcome="acknowledged"}"#,
+        )
+    };
+    eventually("writes wait for the replica", async || {
+        let _ = store.save(&session(), HOUR).await;
+        acknowledged() > 0.0
+    })
+    .await;
+    let (before, session) = (acknowledged(), session());
+    let customer = CustomerName::of(session.tenant, "13869000");
+    store.index(&customer, &session.key, HOUR).await.unwrap();
+    assert_eq!(acknowledged(), before + 1.0);
+    store.raise_epoch(&customer, Timestamp::from_seconds(1), HOUR).await.unwrap();
+    assert_eq!(acknowledged(), before + 2.0);
 }
 
 async fn two_gateways_under_sentinel(redis: &Watched) -> World {

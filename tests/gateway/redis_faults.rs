@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::sick_redis::{ADMIN_TOKEN, COLD, HOT, Illness, Sick, watch_for_panics};
 use crate::steps::{ANONYMOUS_LOGIN, john};
-use crate::world::{Answer, Customer, World, eventually};
+use crate::world::{Answer, Customer, World, eventually, logged};
 
 const ME: &str = "GET /customer/acme/me";
 const LOADS_FAILED: &str = r#"gateway_store_operations_total{operation="load",outcome="failed"}"#;
@@ -190,6 +190,65 @@ async fn sessions_whose_records_are_damaged_can_be_ended_so_that_their_customers
     assert_eq!((revoked.status, revoked.json()["ended"].as_u64()), (200, Some(1)), "{}", revoked.text);
     let gone = ask().send().await;
     assert_eq!((gone.status, gone.cookies().len()), (401, 1), "{}", gone.text);
+}
+
+/// How often the gateways began to listen to Redis: once for each line that a keeper opened.
+fn lines_opened(sick: &Sick) -> u32 {
+    let told = sick.command("INFO commandstats");
+    let calls = told.split_once("cmdstat_subscribe:calls=").and_then(|(_, rest)| rest.split_once(','));
+    calls.map_or(0, |(calls, _)| calls.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_takes_no_writes_is_not_connected_to_for_each_of_them() {
+    const ILL_FOR: Duration = Duration::from_secs(3);
+    let sick = Sick::start().await;
+    sick.fall(Illness::ReadOnly).await;
+    let (before, until) = (lines_opened(&sick), Instant::now() + ILL_FOR);
+    let mut refused = 0;
+    while Instant::now() < until {
+        let write = sick.world.ask_replica(HOT, ANONYMOUS_LOGIN).send().await;
+        refused += u32::from(write.status == 503);
+    }
+    let opened = lines_opened(&sick) - before;
+    // A line is kept for half a second at least, and the first one was old.
+    assert!((1..=7).contains(&opened) && refused > 3 * opened, "{opened} lines for {refused} refused writes");
+    sick.recover(Illness::ReadOnly).await;
+    eventually("it writes again", async || sick.world.ask_replica(HOT, ANONYMOUS_LOGIN).send().await.status == 200)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_changed_under_a_gateway_logs_nobody_out_and_is_named() {
+    const CHANGED: &str = "ACL SETUSER gateway on >first-password ~eg:* &eg:* +@all";
+    let mut world = World::builder().redis().start().await;
+    world.redis().command(CHANGED);
+    let port = world.redis().port;
+    let url = format!("redis://gateway:first-password@127.0.0.1:{port}");
+    let locked = world.add_replica(&[("STORE__REDIS__URL", &url)]).await;
+    let (hot, cold) = (world.customer().await, world.customer().await);
+    eventually("it is up", async || me(&world, locked, &hot.tokens.access).await.status == 200).await;
+
+    world.redis().command("ACL SETUSER gateway resetpass >second-password");
+    world.redis().command("CLIENT KILL USER gateway");
+    let breaker = |event: &str| {
+        world.replicas[locked].metric(&format!(r#"gateway_breaker_events_total{{dependency="store",event="{event}"}}"#))
+    };
+    eventually("its breaker opens", async || breaker("opened") >= 1.0).await;
+    assert_eq!(bearable("hot", me(&world, locked, &hot.tokens.access)).await.status, 200, "for its grace");
+    assert_eq!(bearable("cold", me(&world, locked, &cold.tokens.access)).await.code(), "store_unavailable");
+    assert!(logged().contains("(WRONGPASS)"), "whoever looks finds out why");
+    assert!(!logged().contains("first-password"), "and not with what");
+
+    world.redis().command("ACL SETUSER gateway resetpass >first-password");
+    for customer in [&hot, &cold] {
+        eventually("it heals", async || {
+            let answer = me(&world, locked, &customer.tokens.access).await;
+            assert_ne!(answer.status, 401, "{}", answer.text);
+            answer.status == 200
+        })
+        .await;
+    }
 }
 
 /// A road to a server whose present connections can be buried: they stay open, and nothing passes any more.

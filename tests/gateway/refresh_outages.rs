@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::world::{Answer, Customer, World, eventually};
+use crate::world::{Answer, Builder, Customer, World, eventually};
 
 const ME: &str = "GET /customer/acme/me";
 
@@ -211,6 +211,51 @@ async fn a_hundred_requests_on_an_expired_session_are_one_refresh_over_two_repli
         assert_eq!((answer.status, answer.json()["customerNumber"].as_str()), (200, Some("13869000")));
     }
     assert_eq!(world.simulator.calls("refresh").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_endpoints_that_return_meet_what_piled_up_piece_by_piece() {
+    const SESSIONS: usize = 250;
+    const ANSWERS_AFTER: Duration = Duration::from_millis(700);
+    /// One that tries, and then as many as there may be at once; and again when those are answered.
+    const MOST_IN_THREE_ROUNDS: u64 = 1 + 2 * 64;
+    let unthrottled = r#"{"burst": 100000, "per_minute": 100000}"#;
+    let limits = ["SIGN_IN_PER_ACCOUNT", "SIGN_IN_PER_ADDRESS", "VISITORS_PER_ADDRESS"];
+    let unlimited = |builder: Builder, limit: &&str| builder.set(&format!("LIMITS__{limit}"), unthrottled);
+    let world = limits.iter().fold(World::builder(), unlimited).start().await;
+    let mut handles = Vec::new();
+    for _ in 0..SESSIONS {
+        handles.push(short_lived(&world).await.tokens.access);
+    }
+    world.simulator.fault(outage("503")).await;
+    expires(&world).await;
+    let world = Arc::new(world);
+    let served: Vec<_> = handles
+        .into_iter()
+        .map(|handle| {
+            let world = world.clone();
+            tokio::spawn(async move {
+                while me(&world, 0, &handle).await.status != 200 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            })
+        })
+        .collect();
+    eventually("the breaker opens", async || {
+        world.gateway().metric(r#"gateway_breakers_open{dependency="refresh"}"#) >= 1.0
+    })
+    .await;
+    world.simulator.heal().await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 700})).await;
+    world.simulator.forget_calls().await;
+    eventually("one call goes ahead", async || world.simulator.calls("refresh").await > 0).await;
+    tokio::time::sleep(ANSWERS_AFTER.mul_f32(2.5)).await;
+    let calls = world.simulator.calls("refresh").await;
+    assert!(calls <= MOST_IN_THREE_ROUNDS, "{calls} calls");
+    for client in served {
+        client.await.unwrap();
+    }
+    assert_eq!(world.simulator.redeems().await.into_iter().max(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,9 @@
 //! Target: p99 below 50 ms, which the full size (`make faults`) is held to. Beside all other tests on a busy machine it
 //! is nine in ten within 250 ms: of so few logouts the slowest says more of the machine than of the gateway.
 
+use std::io::Read;
+use std::net::SocketAddr;
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,11 +17,14 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::figures;
 use crate::steps::JOHN;
-use crate::world::{Answer, Builder, World, eventually, metric};
+use crate::streaming::{echo, is_closed, open_socket};
+use crate::world::{Answer, Builder, Certificate, World, eventually, metric};
 
+const WEBHOOK_SECRET: &str = "the-webhooks-secret-key";
 const ADMIN_TOKEN: &str = "the-operators-token-0123456789";
 const UNTHROTTLED: &str = r#"{"burst": 100000, "per_minute": 100000}"#;
 const STREAM: &str = "GET /ai-service/acme/agentic/chat-stream?events=0";
@@ -191,27 +197,105 @@ async fn a_replica_that_cannot_hear_notices_a_logout_within_the_staleness() {
     let metrics = world.replicas[deaf].metrics();
     let noticed = |path: &str| metric(&metrics, &format!(r#"gateway_revocation_seconds_count{{path="{path}"}}"#));
     assert_eq!((noticed("message"), noticed("revalidation")), (0.0, 1.0));
+
+    let forgotten = world.customer().await.tokens.access;
+    assert_eq!(me(&world, deaf, &forgotten).await.status, 200);
+    world.redis().command("FLUSHALL");
+    world.clock.advance(Duration::from_secs(31));
+    assert_eq!(me(&world, deaf, &forgotten).await.code(), "session_ended");
+    let noticed = world.replicas[deaf].metric(r#"gateway_revocation_seconds_count{path="revalidation"}"#);
+    assert_eq!(noticed, 1.0, "nobody revoked what is merely gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn however_a_session_ends_its_streams_on_other_replicas_end_with_it() {
-    let world = three_replicas().start().await;
-    for how in ["logout", "logout-all", "operator"] {
+    let folder = tempfile::tempdir().unwrap();
+    let [certificate, key] = Certificate::new().write(folder.path());
+    let mut world = three_replicas().set("TENANTS__ACME__WEBHOOK__SECRET", WEBHOOK_SECRET).start().await;
+    let over_tls = [("LISTEN__TLS__CERTIFICATE_FILE", &*certificate), ("LISTEN__TLS__KEY_FILE", &*key)];
+    let encrypted = world.add_replica(&over_tls).await;
+    // The password last: nobody signs in with the old one after it.
+    for how in ["logout", "logout-all", "operator", "webhook", "password"] {
         let (customer, bystander) = (world.customer().await, world.visitor().await);
-        let mut stream = world.ask_replica(1, STREAM).bearer(&customer.tokens.access).stream().await;
+        let handle = &customer.tokens.access;
+        let mut events = world.ask_replica(1, STREAM).bearer(handle).stream().await;
         let mut others = world.ask_replica(1, STREAM).bearer(&bystander.access).stream().await;
-        stream.chunk().await.unwrap().unwrap();
+        events.chunk().await.unwrap().unwrap();
         others.chunk().await.unwrap().unwrap();
-        let ended = if how == "operator" {
-            let all_of_john = json!({"tenant": "acme", "customer": JOHN});
-            world.ask_admin(0, "POST /admin/sessions/revoke").bearer(ADMIN_TOKEN).json(&all_of_john).send().await
-        } else {
-            world.ask(&format!("POST /_gateway/{how}")).bearer(&customer.tokens.access).send().await
-        };
-        assert!([200, 204].contains(&ended.status), "{how}: {}", ended.text);
-        let drained = timeout(AFTERLIFE, async { while let Ok(Some(_)) = stream.chunk().await {} }).await;
-        assert!(drained.is_ok(), "{how}: the stream outlived its session");
+        let bearer = format!("Bearer {handle}");
+        let mut socket = open_socket(world.replicas[2].public, &[("authorization", &bearer)]).unwrap();
+        echo(&mut socket, &Message::text("hello"));
+        let mut over_http_2 = events_over_http_2(world.replicas[encrypted].public, bearer).await;
+
+        end(&world, how, handle).await;
+        let drained = timeout(AFTERLIFE, async { while let Ok(Some(_)) = events.chunk().await {} }).await;
+        assert!(drained.is_ok(), "{how}: the event stream outlived its session");
+        let drained = tokio::task::spawn_blocking(move || over_http_2.read_to_end(&mut Vec::new()));
+        assert!(timeout(AFTERLIFE, drained).await.is_ok(), "{how}: the event stream over HTTP/2 outlived its session");
+        assert!(is_closed(&mut socket), "{how}: the socket outlived its session");
         let quiet = timeout(Duration::from_millis(200), others.chunk()).await;
         assert!(quiet.is_err(), "{how}: nobody else's stream ends: {quiet:?}");
+    }
+}
+
+/// Ends the session of `handle`, by what happens on the first replica.
+async fn end(world: &World, how: &str, handle: &str) {
+    let ended = match how {
+        "operator" => {
+            let all_of_john = json!({"tenant": "acme", "customer": JOHN});
+            world.ask_admin(0, "POST /admin/sessions/revoke").bearer(ADMIN_TOKEN).json(&all_of_john).send().await.status
+        }
+        "webhook" => {
+            let url = format!("http://{}/_gateway/webhooks/emporix/acme", world.gateway().public);
+            let deleted = json!({"customerNumber": JOHN, "tenant": "acme", "email": "john.doe@example.com"});
+            let answered = world.simulator.deliver("customer.deleted", deleted, WEBHOOK_SECRET, &url).await;
+            u16::try_from(answered).unwrap()
+        }
+        "password" => change_password(world, &world.customer().await.tokens.access).await,
+        how => world.ask(&format!("POST /_gateway/{how}")).bearer(handle).send().await.status,
+    };
+    assert!([200, 204].contains(&ended), "{how}: {ended}");
+}
+
+async fn change_password(world: &World, handle: &str) -> u16 {
+    let body = json!({"currentPassword": "password123", "newPassword": "password456"});
+    world.ask("POST /customer/acme/password/change").bearer(handle).json(&body).send().await.status
+}
+
+/// An event stream over HTTP/2 of which something has arrived.
+async fn events_over_http_2(address: SocketAddr, bearer: String) -> ChildStdout {
+    let (_, path) = STREAM.split_once(' ').unwrap();
+    let url = format!("https://{address}{path}");
+    let begun = tokio::task::spawn_blocking(move || {
+        let mut curl = Command::new("curl");
+        curl.args(["-skNi", "--http2", "--max-time", "20", "-H", &format!("authorization: {bearer}"), &url]);
+        let mut stream = curl.stdout(Stdio::piped()).spawn().unwrap().stdout.unwrap();
+        let (mut arrived, mut piece) = (String::new(), [0; 4_096]);
+        while arrived.split_once("\r\n\r\n").is_none_or(|(_, events)| events.is_empty()) {
+            let length = stream.read(&mut piece).unwrap();
+            assert_ne!(length, 0, "{arrived}");
+            arrived.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+        }
+        assert!(arrived.starts_with("HTTP/2 200"), "{arrived}");
+        stream
+    });
+    begun.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_ends_the_customers_other_sessions_on_every_replica_and_not_this_one() {
+    let world = three_replicas().start().await;
+    let (here, there) = (world.customer().await, world.customer().await);
+    let (here, there) = (&here.tokens.access, &there.tokens.access);
+    for replica in 0..3 {
+        assert_eq!((me(&world, replica, here).await.status, me(&world, replica, there).await.status), (200, 200));
+    }
+    assert_eq!(change_password(&world, here).await, 204);
+    for replica in 0..3 {
+        eventually("the other session has ended", async || {
+            me(&world, replica, there).await.text.contains("session_ended")
+        })
+        .await;
+        assert_eq!(me(&world, replica, here).await.status, 200);
     }
 }

@@ -133,8 +133,11 @@ async fn an_end_is_absorbing(store: &dyn SessionStore) {
     let session = session();
     store.save(&session, HOUR).await.unwrap();
     let read = store.load(&session.key).await.unwrap().unwrap();
+    assert_eq!(store.was_ended(&session.key).await, Ok(false));
     store.remove(&session.key, HOUR).await.unwrap();
     assert!(store.load(&session.key).await.unwrap().is_none());
+    assert_eq!(store.was_ended(&session.key).await, Ok(true));
+    assert_eq!(store.was_ended(&self::session().key).await, Ok(false), "being absent is not having ended");
     assert_eq!(store.save(&read, HOUR).await, Ok(Saved::Ended));
     assert_eq!(store.save(&session, HOUR).await, Ok(Saved::Ended), "not even as a new one");
     store.remove(&session.key, HOUR).await.unwrap();
@@ -391,7 +394,11 @@ fn redis_store(redis: &Redis) -> Arc<RedisStore> {
 
 /// The Redis store of `section`, its connection looked after.
 pub fn tended(section: &RedisSection) -> Arc<RedisStore> {
-    let metrics = Arc::new(Metrics::new().unwrap());
+    measured(section, Arc::new(Metrics::new().unwrap()))
+}
+
+/// The same, and it counts in `metrics`.
+pub fn measured(section: &RedisSection, metrics: Arc<Metrics>) -> Arc<RedisStore> {
     let store = Arc::new(RedisStore::new(section, keyring(), Arc::new(SystemClock), metrics).unwrap());
     let tended = store.clone();
     tokio::spawn(async move { tended.tend().await });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -112,6 +112,13 @@ impl Line {
             }
         }
     }
+
+    /// Whether some primary of a cluster answers. One server serves as a whole or not at all.
+    pub(super) async fn serves_in_part(&mut self) -> bool {
+        let Self::Cluster(connection) = self else { return false };
+        let anywhere = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
+        connection.route_command(redis::cmd("PING"), RoutingInfo::MultiNode(anywhere)).await.is_ok()
+    }
 }
 
 impl ConnectionLike for Line {
@@ -196,8 +203,9 @@ fn cluster(
         .tcp_settings(without_delay())
         .connection_timeout(section.connect_timeout)
         .response_timeout(section.response_timeout)
-        // The caller's patience ends long before; what was given up must not go on for long.
-        .retries(2)
+        // For as long as the caller's patience lasts, and no longer: what was given up is not tried again. A slot on the
+        // move refuses what touches keys of which only some have moved, and a session's tombstone is seldom there.
+        .retries(12)
         .min_retry_wait(10)
         .max_retry_wait(50);
     if let Some(username) = &section.username {

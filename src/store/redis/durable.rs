@@ -1,4 +1,4 @@
-//! Writes that must not die with the primary: a tombstone, an intent, renewed tokens.
+//! Writes that must not die with the primary: a tombstone, an intent, renewed tokens, whose a session is.
 //! Each waits until a replica has it too, on a line of its own, for `WAIT` holds up everything behind it.
 
 use std::collections::VecDeque;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
-use tokio::time::{error::Elapsed, timeout};
+use tokio::time::{Instant, error::Elapsed, timeout};
 
 use super::deployment::{Deployment, Line, Timeouts};
 use super::hearing::{BEAT_EVERY, CHANNEL, Hearing, Listener};
@@ -17,6 +17,10 @@ use crate::telemetry::{BreakerEvent, Dependency, Metrics};
 
 /// Answers that may be late in a row before the line is given up.
 const MOST_LATE: u32 = 5;
+
+/// How long a line is kept at least when all that its server says is that it does not serve: the next one would hear
+/// the same.
+const KEPT_FOR: Duration = Duration::from_secs(1);
 
 /// Waits between attempts at opening a line, doubling from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -36,6 +40,8 @@ enum State {
 pub(super) struct Numbered {
     pub(super) line: Line,
     pub(super) number: u64,
+    /// A refusal before this replaces it not yet.
+    kept_until: Instant,
 }
 
 impl Numbered {
@@ -103,7 +109,8 @@ impl Keeper {
             }
             Ok(Err(error)) if error.is_timeout() => Err(self.note_late(used, unavailable(&error))),
             Ok(Err(error)) => {
-                if is_of_the_line(&error) && used.is_one_server() {
+                let is_kept = is_refusal(&error) && Instant::now() < used.kept_until;
+                if is_of_the_line(&error) && used.is_one_server() && !is_kept {
                     self.give_up(used.number);
                 }
                 Err(unavailable(&error))
@@ -171,11 +178,16 @@ impl Keeper {
         let mut line = open.line.clone();
         let said = timeout(self.timeouts.response, line.say(CHANNEL, &self.hearing.beat())).await;
         // What it says of the line counts; that the beat was not said will be heard.
-        let _ = self.judge(open, said).map(|servers| self.hearing.said_to(servers));
-        if self.hearing.listen_for_beats() {
+        let said = self.judge(open, said).map(|servers| self.hearing.said_to(servers));
+        if self.hearing.listen_for_beats() && !(said.is_err() && self.serves_in_part(&mut line).await) {
             tracing::warn!("other replicas are not heard; the connection to the session store is replaced");
             self.give_up(open.number);
         }
+    }
+
+    /// Whether primaries serve though not all take a beat: their sessions need the line, which mends itself.
+    async fn serves_in_part(&self, line: &mut Line) -> bool {
+        timeout(self.timeouts.response, line.serves_in_part()).await.unwrap_or(false)
     }
 
     async fn open(&self, number: u64) -> bool {
@@ -186,7 +198,8 @@ impl Keeper {
         match opened {
             Ok(line) => {
                 self.late.store(0, Ordering::Relaxed);
-                let before = self.state.send_replace(State::Open(Numbered { line, number }));
+                let kept_until = Instant::now() + jittered(KEPT_FOR);
+                let before = self.state.send_replace(State::Open(Numbered { line, number, kept_until }));
                 if matches!(before, State::Away) {
                     self.note(BreakerEvent::Closed, 0);
                     tracing::info!("the session store answers again");
@@ -209,30 +222,46 @@ impl Keeper {
         self.metrics.breakers_open.set(Dependency::Store, open);
     }
 
-    /// A line that hears, and whose server serves: one that is loading its files takes messages, and nothing else.
+    /// A line that hears, and whose server serves; in a cluster, some of whose servers do.
     async fn open_listening(&self, number: u64) -> Result<Line, StoreError> {
         self.hearing.turn_to(number);
         let listener = Listener { hearing: self.hearing.clone(), line: number };
-        let attempt = async {
-            let mut line = self.deployment.open(self.timeouts, Some(listener)).await?;
-            line.subscribe(CHANNEL).await?;
-            if let Line::Node(node) = &mut line {
-                redis::cmd("PING").exec_async(node).await?;
-            }
-            self.hearing.said_to(line.say(CHANNEL, &self.hearing.beat()).await?);
-            Ok(line)
+        let opened = self.deployment.open(self.timeouts, Some(listener)).await;
+        let mut line = opened.map_err(|error| unavailable(&error))?;
+        // Three commands.
+        let begun = match timeout(3 * self.timeouts.response, self.begin_to_hear(&mut line)).await {
+            Ok(begun) => begun.map_err(|error| unavailable(&error)),
+            Err(_) => Err(late()),
         };
-        attempt.await.map_err(|error: RedisError| unavailable(&error))
+        match begun {
+            Err(error) if !self.serves_in_part(&mut line).await => Err(error),
+            Ok(()) | Err(_) => Ok(line),
+        }
+    }
+
+    /// A server that is loading its files takes messages, and nothing else: it is asked for more.
+    async fn begin_to_hear(&self, line: &mut Line) -> RedisResult<()> {
+        line.subscribe(CHANNEL).await?;
+        if let Line::Node(node) = line {
+            redis::cmd("PING").exec_async(node).await?;
+        }
+        self.hearing.said_to(line.say(CHANNEL, &self.hearing.beat()).await?);
+        Ok(())
     }
 }
 
 /// Whether only another connection, perhaps to another server, can do better.
 pub(super) fn is_of_the_line(error: &RedisError) -> bool {
+    is_refusal(error) || error.is_io_error() || error.is_unrecoverable_error()
+}
+
+/// Whether the server itself says that it does not serve, or not us.
+fn is_refusal(error: &RedisError) -> bool {
     let moved_on = matches!(
         error.kind(),
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
     );
-    moved_on || error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some("NOAUTH")
+    moved_on || error.code() == Some("NOAUTH")
 }
 
 /// Says the kind and code of an error, not its detail: that may quote what was sent, and so may a code that nobody knows.

@@ -44,7 +44,7 @@ const TEXT: &str = "\
 | silent | connections stand and nothing comes back: half-open TCP, a latency beyond `store.redis.response_timeout` | opens | as above |
 | locked | `NOAUTH`, `WRONGPASS`: its password is another one | opens | when the password fits again |
 | loading | `LOADING`: it reads its files after a restart | opens | when it has loaded |
-| read-only | `READONLY`: what answers is a replica | stays closed; each refused write replaces the connection | when a primary answers at this address, or Sentinel names one |
+| read-only | `READONLY`: what answers is a replica | stays closed; a refused write replaces the connection, once a second at most | when a primary answers at this address, or Sentinel names one |
 | full | `OOM`: `maxmemory` is reached, nothing may be evicted | stays closed | when there is room |
 | damaged | records are cut off or altered | stays closed | when the sessions are ended: `emporix-gateway sessions revoke` |
 | future | records are of a format that this release does not know | stays closed | with the newer release |

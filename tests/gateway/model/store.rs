@@ -225,6 +225,11 @@ impl SessionStore for GatedStore {
         self.call(of("remove", &key), move |store| store.remove(from, &key, tombstone)).await
     }
 
+    async fn was_ended(&self, key: &SessionKey) -> Result<bool, StoreError> {
+        let key = *key;
+        self.call(of("look at the end", &key), move |store| at_once(store.records.was_ended(&key))).await
+    }
+
     async fn acquire(&self, lease: &LeaseName, owner: &Owner, life: Duration) -> Result<Lead, StoreError> {
         let (from, lease, owner) = (self.life, *lease, *owner);
         self.call(of_half("acquire", &lease), move |store| store.acquire(from, &lease, &owner, life)).await
