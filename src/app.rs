@@ -8,8 +8,9 @@ mod reload;
 mod stop;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, UNIX_EPOCH};
@@ -67,7 +68,8 @@ pub struct App {
     broker: Arc<Broker>,
     admin: Admin,
     certificates: Certificates,
-    takes_over: bool,
+    /// Where the listeners are handed to it, if it does not open its own.
+    arrival: Option<PathBuf>,
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
     tenants: TenantMaker,
@@ -78,12 +80,28 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the rooms of `config`.
+    /// Builds the rooms of `config`, for listeners of its own.
     ///
     /// # Errors
     /// What cannot be used or reached.
     pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        try_addresses(config)?;
+        Self::built(config, clock, None)
+    }
+
+    /// The same for the listeners of the gateway that runs already, once it is told to hand them over by SIGQUIT.
+    ///
+    /// # Errors
+    /// What cannot be used or reached.
+    pub fn taking_over(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let arrival = doors::arrival(&config.listen)?;
+        Self::built(config, clock, Some(arrival))
+    }
+
+    /// Nothing outside is spoken to before all is built.
+    fn built(config: &Config, clock: Arc<dyn Clock>, arrival: Option<PathBuf>) -> Result<Self, StartError> {
         install_cryptography();
+        let certificates = Certificates::read(config).map_err(StartError::Config)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("background")
@@ -99,33 +117,36 @@ impl App {
             );
         }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
-        let store = store(config, &clock, &metrics, &runtime)?;
+        let mut errands = Errands::default();
+        let store = store(config, &clock, &metrics, &mut errands)?;
         let tenants = TenantMaker { client: identity_client(config)?, clock: clock.clone() };
         let broker = broker(config, store, &tenants, &metrics, &runtime)?;
-        let tracer = tracer(config, &clock, &metrics, &runtime)?;
+        let tracer = tracer(config, &clock, &metrics, &mut errands)?;
         let gateway =
             Gateway::new(config, broker.clone(), clock, metrics.clone(), tracer).map_err(StartError::Config)?;
         let gateway = Arc::new(ArcSwap::from_pointee(gateway));
-        let certificates = Certificates::read(config).map_err(StartError::Config)?;
         certificates.tell(&metrics);
-        runtime.block_on(gateway.load().resolve());
         let draining = Arc::new(AtomicBool::new(false));
         let admin = Admin::new(broker.clone(), metrics.clone(), draining.clone(), config.admin.token.as_ref());
-        runtime.spawn({
+        errands.push(Box::pin({
             let broker = broker.clone();
             async move { broker.listen().await }
-        });
-        runtime.spawn({
+        }));
+        errands.push(Box::pin({
             let gateway = gateway.load_full();
             async move { gateway.tend().await }
-        });
+        }));
+        for errand in errands {
+            runtime.spawn(errand);
+        }
+        runtime.block_on(gateway.load().resolve());
         Ok(Self {
             config: config.clone(),
             gateway,
             broker,
             admin,
             certificates,
-            takes_over: false,
+            arrival,
             draining,
             stop: Arc::new(Notify::new()),
             tenants,
@@ -145,12 +166,6 @@ impl App {
         self
     }
 
-    /// Takes the listeners over from the gateway that runs already, once it is told to hand them over by SIGQUIT.
-    #[must_use]
-    pub fn taking_over(self) -> Self {
-        Self { takes_over: true, ..self }
-    }
-
     /// What stops the gateway as SIGTERM does.
     #[must_use]
     pub fn stopper(&self) -> Arc<Notify> {
@@ -160,16 +175,11 @@ impl App {
     /// Runs until told to stop, and until the requests under way have ended. Blocks: call it outside any runtime.
     ///
     /// # Errors
-    /// When an address cannot be listened on.
+    /// When an address cannot be listened on, or no listeners are handed over.
     pub fn run(self) -> Result<(), StartError> {
         let listen = &self.config.listen;
         let (public, admin) = (listen.public, self.config.admin.listen);
         let (verdicts, internal) = (self.config.forward_auth.listen, self.config.internal.listen);
-        let upgrade_socket =
-            if self.takes_over { Some(doors::arrival(listen)?) } else { listen.upgrade_socket.clone() };
-        if !self.takes_over {
-            try_addresses(&self.config)?;
-        }
         let shown = self.certificates.public.as_ref();
         let tls = shown.map(|shown| shown.settings_for_browsers()).transpose().map_err(StartError::Config)?;
         let shown = self.certificates.internal.as_ref();
@@ -177,15 +187,18 @@ impl App {
         let conf = ServerConf {
             threads: listen.threads,
             work_stealing: listen.work_stealing,
-            upgrade_sock: upgrade_socket.as_deref().unwrap_or(&PathBuf::new()).display().to_string(),
             // The requests under way are waited for before the server is told to stop.
             grace_period_seconds: Some(0),
             graceful_shutdown_timeout_seconds: Some(1),
             ..ServerConf::default()
         };
-        let mut server = Server::new_with_opt_and_conf(Opt { upgrade: self.takes_over, ..Opt::default() }, conf);
-        server.bootstrap();
         let doors = Doors::default();
+        if let Some(socket) = &self.arrival {
+            // Pingora would end the process where nobody comes.
+            doors.take_over(socket, &addresses(&self.config).map(|(_, address)| address.to_string()).collect())?;
+        }
+        let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+        server.bootstrap();
         let mut service = Service::new("public".to_owned(), Listener::public(self.gateway.clone()));
         service.add_listener(match tls {
             None => doors::listener(public),
@@ -230,15 +243,23 @@ impl App {
     }
 }
 
-/// Whether every address can be listened on, before anything begins.
-fn try_addresses(config: &Config) -> Result<(), StartError> {
+/// What goes on beside the requests, from when all is built.
+type Errands = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+/// The addresses of all listeners, by key.
+fn addresses(config: &Config) -> impl Iterator<Item = (&'static str, SocketAddr)> {
     let addresses = [
         ("listen.public", Some(config.listen.public)),
         ("admin.listen", Some(config.admin.listen)),
         ("forward_auth.listen", config.forward_auth.listen),
         ("internal.listen", config.internal.listen),
     ];
-    for (key, address) in addresses.into_iter().filter_map(|(key, address)| Some((key, address?))) {
+    addresses.into_iter().filter_map(|(key, address)| Some((key, address?)))
+}
+
+/// Whether every address can be listened on, before anything begins.
+fn try_addresses(config: &Config) -> Result<(), StartError> {
+    for (key, address) in addresses(config) {
         TcpListener::bind(address)
             .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
     }
@@ -249,7 +270,7 @@ fn store(
     config: &Config,
     clock: &Arc<dyn Clock>,
     metrics: &Arc<Metrics>,
-    runtime: &Runtime,
+    errands: &mut Errands,
 ) -> Result<Arc<dyn SessionStore>, StartError> {
     match config.store.kind {
         StoreKind::Memory => {
@@ -264,7 +285,7 @@ fn store(
                 .map_err(|error| StartError::Config(format!("store.redis: {error}")))?;
             let store = Arc::new(store);
             let tended = store.clone();
-            runtime.spawn(async move { tended.tend().await });
+            errands.push(Box::pin(async move { tended.tend().await }));
             Ok(store)
         }
     }
@@ -357,14 +378,14 @@ fn tracer(
     config: &Config,
     clock: &Arc<dyn Clock>,
     metrics: &Arc<Metrics>,
-    runtime: &Runtime,
+    errands: &mut Errands,
 ) -> Result<Option<Tracer>, StartError> {
     const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
     let Some(endpoint) = &config.traces.otlp_endpoint else { return Ok(None) };
     let client = emporix::client(EXPORT_TIMEOUT)
         .map_err(|error| StartError::Unavailable(format!("spans cannot be exported: {error}")))?;
     let (tracer, finished) = Tracer::new(config.traces.sample, clock.clone(), metrics.clone());
-    runtime.spawn(Exporter::new(endpoint, client, finished, metrics.clone()).run());
+    errands.push(Box::pin(Exporter::new(endpoint, client, finished, metrics.clone()).run()));
     Ok(Some(tracer))
 }
 

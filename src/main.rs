@@ -183,9 +183,9 @@ fn serve(serving: &Serving) -> Result<(), Failure> {
         }),
         log_at: Box::new(move |level| levels.set(level)),
     };
-    let app = App::new(&config, Arc::new(SystemClock)).map_err(code)?.following(source);
-    let app = if serving.upgrade { app.taking_over() } else { app };
-    app.run().map_err(code)
+    let build = if serving.upgrade { App::taking_over } else { App::new };
+    let app = build(&config, Arc::new(SystemClock)).map_err(code)?;
+    app.following(source).run().map_err(code)
 }
 
 fn warn(warnings: &[String]) {

@@ -1,6 +1,7 @@
 //! The listeners' doors: what closes them, and how they are handed to the gateway that comes after this one.
 //! Pingora closes its listeners only when it ends everything; these close first, and what is under way goes on.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
@@ -10,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use pingora::apps::ServerApp;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
-use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::server::{Fds, ListenFds, ShutdownWatch};
 use pingora::services::Service as Serves;
 use pingora::services::listening::Service;
 use tokio::sync::watch;
@@ -30,6 +31,26 @@ impl Doors {
     /// Accepts no further connection.
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
+    }
+
+    /// Waits at `socket` for the listeners of the gateway that runs, and keeps those at `addresses`. Blocks.
+    ///
+    /// # Errors
+    /// When nobody hands them over.
+    pub(super) fn take_over(&self, socket: &Path, addresses: &HashSet<String>) -> Result<(), StartError> {
+        let mut listeners = Fds::new();
+        let taken = listeners.get_from_sock(socket.display().to_string().as_str());
+        taken.map_err(|error| {
+            let _ = std::fs::remove_file(socket);
+            let (socket, hint) = (socket.display(), "SIGQUIT tells the one that runs to");
+            StartError::Unavailable(format!(
+                "listen.upgrade_socket: nobody handed listeners over at {socket} ({hint}): {error}"
+            ))
+        })?;
+        // What nobody accepts from must not be listened on.
+        listeners.close_unclaimed(addresses);
+        let _ = self.listeners.set(ListenFds::new(listeners.into()));
+        Ok(())
     }
 
     /// An address that somebody else listens on, and so nothing can begin.
@@ -76,9 +97,9 @@ impl<A> Door<A> {
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> Serves for Door<A> {
     async fn start_service(&mut self, fds: Option<ListenFds>, _shutdown: ShutdownWatch, listeners_per_fd: usize) {
+        // All services are given the same ones; those that were taken over take their place.
+        let fds = fds.map(|given| self.doors.listeners.get_or_init(|| given).clone());
         if let Some(listeners) = &fds {
-            // All services are given the same ones.
-            let _ = self.doors.listeners.set(listeners.clone());
             let addresses = self.service.listen_addresses().unwrap_or_default();
             // Pingora would panic, and the other services go on.
             if let Some(address) = addresses.into_iter().find(|address| !self.doors.has(listeners, address)) {

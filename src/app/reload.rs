@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
@@ -14,7 +13,7 @@ use super::certificate::Certificates;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
 use crate::clock::Timestamp;
-use crate::config::{Config, LogLevel};
+use crate::config::{Config, LogLevel, TlsSection};
 use crate::edge::CurrentGateway;
 use crate::edge::admin::Admin;
 use crate::telemetry::{Metrics, Reloaded};
@@ -165,42 +164,46 @@ async fn state_of(files: &[PathBuf]) -> Vec<FileState> {
     states
 }
 
+/// The keys of those that differ. Compared is what is meant, not how it prints: secrets all print alike.
+macro_rules! differing {
+    ($old:ident, $new:ident: $($section:ident $(.$key:ident)*,)+) => {
+        [$(($old.$section$(.$key)* != $new.$section$(.$key)*)
+            .then_some(concat!("/", stringify!($section) $(, "/", stringify!($key))*))),+]
+    };
+}
+
 /// The keys of what was changed and only a start takes up.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    const ONLY_AT_START: [&str; 17] = [
-        "/listen/public",
-        "/listen/threads",
-        "/listen/work_stealing",
-        "/listen/drain_timeout",
-        "/listen/upgrade_socket",
-        "/listen/tls/client_ca_file",
-        "/upstream",
-        "/identity",
-        "/session",
-        "/refresh",
-        "/store",
-        "/hot_cache",
-        "/admin/listen",
-        "/forward_auth/listen",
-        "/log/format",
-        "/internal/listen",
-        "/internal/tls/client_ca_file",
+    let sections = differing![old, new:
+        listen.public,
+        listen.threads,
+        listen.work_stealing,
+        listen.drain_timeout,
+        listen.upgrade_socket,
+        upstream,
+        identity,
+        session,
+        refresh,
+        store.kind,
+        store.memory,
+        store.redis,
+        store.seal,
+        hot_cache,
+        limits.tracked,
+        admin.listen,
+        traces,
+        forward_auth.listen,
+        log.format,
+        internal.listen,
     ];
-    let [old_tree, new_tree] = [old, new].map(|config| serde_json::to_value(config).unwrap_or(Value::Null));
-    let mut changed: Vec<_> =
-        ONLY_AT_START.into_iter().filter(|key| old_tree.pointer(key) != new_tree.pointer(key)).collect();
     let client_ids = |config: &Config| -> Vec<_> {
         config.tenants.iter().map(|(id, tenant)| (*id, tenant.client_id.clone())).collect()
     };
-    if client_ids(old) != client_ids(new) {
-        changed.push("/tenants");
-    }
-    for (key, old, new) in
-        [("/listen/tls", &old.listen.tls, &new.listen.tls), ("/internal/tls", &old.internal.tls, &new.internal.tls)]
-    {
-        if old.is_some() != new.is_some() {
-            changed.push(key);
-        }
-    }
-    changed
+    let come_or_go = |old: &Option<TlsSection>, new: &Option<TlsSection>| old.is_some() != new.is_some();
+    let others = [
+        (client_ids(old) != client_ids(new)).then_some("/tenants"),
+        come_or_go(&old.listen.tls, &new.listen.tls).then_some("/listen/tls"),
+        come_or_go(&old.internal.tls, &new.internal.tls).then_some("/internal/tls"),
+    ];
+    sections.into_iter().chain(others).flatten().collect()
 }

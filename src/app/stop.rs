@@ -118,6 +118,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LOOKS_WHEN_STOPPED: u32 = 1;
 /// The same where clients still hold connections that they use: each is to come once more, and to be told to close it.
 const LOOKS_WHEN_FOLLOWED: u32 = 50;
+/// The same while HTTP/2 connections are open. A client that sleeps never closes its own: it is not waited for longer.
+const LOOKS_WHEN_CONNECTED: u32 = 100;
 
 impl Stop {
     async fn hand_over(&self) -> Result<(), String> {
@@ -135,7 +137,7 @@ impl Stop {
         tracing::info!(under_way = gateway.under_way(), "draining");
         let idle = async {
             let mut found = 0;
-            while found < looks {
+            while found < looks || found < LOOKS_WHEN_CONNECTED && gateway.has_http2_connections() {
                 found = if gateway.is_idle() { found + 1 } else { 0 };
                 tokio::time::sleep(LOOK_EVERY).await;
             }

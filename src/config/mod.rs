@@ -7,6 +7,7 @@ pub mod sections;
 pub mod service;
 pub mod store;
 pub mod traces;
+pub mod version;
 pub mod webhook;
 
 mod check;
@@ -27,6 +28,7 @@ pub use sections::*;
 pub use service::{InternalSection, ServiceName, ServiceSection};
 pub use store::*;
 pub use traces::TracesSection;
+pub use version::Version;
 pub use webhook::WebhookSection;
 
 use crate::session::TenantId;
@@ -143,6 +145,9 @@ impl Reading {
             Err(fault) => return Self::failed(name, fault),
         };
         overlay(&mut tree, environment);
+        if let Some(fault) = of_another_version(&tree) {
+            return Self::failed(name, fault);
+        }
         let (mut faults, secret_files) = read_secret_files(&mut tree);
         let config = deserialize(&mut tree, &mut faults).map(|config| Config { secret_files, ..config });
         let found = config.as_ref().map(check::faults).unwrap_or_default();
@@ -203,6 +208,12 @@ pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) ->
 /// Everything that is wrong with it.
 pub fn parse(name: &str, text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Faults> {
     Reading::parse(name, text, environment).accepted()
+}
+
+/// The one fault of a file of another version: each that follows would follow from it.
+fn of_another_version(tree: &Tree) -> Option<Fault> {
+    let error = Version::deserialize(tree.root.get("version")?).err()?;
+    Some(Fault::at(tree.origin(&["version".to_owned()]), "version", error.to_string()))
 }
 
 fn overlay(tree: &mut Tree, environment: impl Iterator<Item = (String, String)>) {

@@ -16,6 +16,7 @@ use super::secret::Secret;
 use super::service::{InternalSection, ServiceName, ServiceSection};
 use super::store::{HotCacheSection, StoreSection};
 use super::traces::TracesSection;
+use super::version::Version;
 use super::webhook::WebhookSection;
 use crate::session::TenantId;
 
@@ -23,6 +24,8 @@ use crate::session::TenantId;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The shape of this file: 1, the one there is.
+    pub version: Version,
     /// Addresses to listen on.
     pub listen: ListenSection,
     /// The Emporix API.
@@ -111,7 +114,7 @@ pub struct TlsSection {
 }
 
 /// The Emporix API.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamSection {
     /// Scheme, host and port of the API; no path.
@@ -160,7 +163,7 @@ impl Default for UpstreamSection {
 }
 
 /// How token calls are made.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySection {
     /// Bound on one token call, connecting included.
@@ -352,7 +355,7 @@ pub enum SameSite {
 }
 
 /// The gateway's own caps on a session's life.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSection {
     /// An unused visitor session ends after this.
@@ -380,7 +383,7 @@ const fn days(count: u64) -> Duration {
 }
 
 /// When and how tokens are renewed.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RefreshSection {
     /// Share of a token's life that is left when renewal is due.

@@ -11,7 +11,7 @@ use super::schema::Span;
 use super::secret::Secret;
 
 /// Where sessions live.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreSection {
     /// Which store.
@@ -36,7 +36,7 @@ pub enum StoreKind {
 }
 
 /// The embedded store.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemorySection {
     /// Sessions kept at most; a new one over that is a 503.
@@ -50,7 +50,7 @@ impl Default for MemorySection {
 }
 
 /// The Redis store.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisSection {
     /// How Redis is deployed.
@@ -113,7 +113,7 @@ pub enum RedisTopology {
 }
 
 /// What Sentinel is asked, and how.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SentinelSection {
     /// The name under which Sentinel watches the primary.
@@ -125,7 +125,7 @@ pub struct SentinelSection {
 }
 
 /// Keys that seal records.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SealSection {
     /// The id of the key that seals.
@@ -135,7 +135,7 @@ pub struct SealSection {
 }
 
 /// One sealing key.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SealKeySection {
     /// Its id, 1 to 16 letters, digits, dots and dashes; records carry it.
@@ -145,7 +145,7 @@ pub struct SealKeySection {
 }
 
 /// Sessions kept in memory, ready to inject.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HotCacheSection {
     /// Memory bound, in bytes.

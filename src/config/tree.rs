@@ -52,6 +52,8 @@ impl Tree {
 
     /// Puts `value` at `path`, into the items of sequences that are there, making mappings elsewhere on the way.
     pub(super) fn set(&mut self, path: &[String], value: Value, origin: Origin) {
+        self.origins.retain(|known, _| !known.starts_with(path));
+        self.note_origin(path, &value, origin);
         let mut place = &mut self.root;
         for segment in path {
             if child(place, segment).is_none() {
@@ -66,6 +68,18 @@ impl Tree {
             place = next;
         }
         *place = value;
+    }
+
+    /// Says of all that `value` holds where it comes from.
+    fn note_origin(&mut self, path: &[String], value: &Value, origin: Origin) {
+        let inner: Vec<(String, &Value)> = match value {
+            Value::Object(mapping) => mapping.iter().map(|(key, value)| (key.clone(), value)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(at, value)| (at.to_string(), value)).collect(),
+            _ => Vec::new(),
+        };
+        for (key, value) in inner {
+            self.note_origin(&[path, &[key]].concat(), value, origin.clone());
+        }
         self.origins.insert(path.to_vec(), origin);
     }
 

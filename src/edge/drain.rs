@@ -23,8 +23,17 @@ impl Drain {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// Turns true when it begins.
+    /// Changes when it begins, or has changed already: whoever comes later is told as well.
     pub(super) fn watch(&self) -> watch::Receiver<bool> {
-        self.told.subscribe()
+        let mut told = self.told.subscribe();
+        if self.has_begun() {
+            told.mark_changed();
+        }
+        told
+    }
+
+    /// Whether anybody watches still.
+    pub(super) fn is_watched(&self) -> bool {
+        self.told.receiver_count() > 0
     }
 }

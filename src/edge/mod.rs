@@ -207,6 +207,12 @@ impl Gateway {
         self.under_way() == 0 && self.broker.under_way() == 0
     }
 
+    /// Whether HTTP/2 connections are open: they may hold the last bytes of a request that has ended.
+    #[must_use]
+    pub fn has_http2_connections(&self) -> bool {
+        self.drain.is_watched()
+    }
+
     /// Requests that have not ended.
     #[must_use]
     pub fn under_way(&self) -> usize {

@@ -127,3 +127,30 @@ fn what_check_config_refuses_is_not_served() {
     let (code, _, failed) = said(&program(&["serve", "--config", file.to_str().unwrap()]));
     assert_eq!((code, failed.lines().count()), (Some(64), 2), "{failed}");
 }
+
+#[test]
+fn a_file_of_another_version_is_one_fault_that_says_what_is_read() {
+    let folder = Folder::new();
+    let file =
+        |version: &str| format!("tenants: {{acme: {{client_id: x, colour: red}}}}\nversion: {version}\nmoved: 1\n");
+    for version in ["2", "0", "'1'", "latest"] {
+        let (code, lines) = folder.check(&file(version));
+        let shown = version.trim_matches('\'');
+        assert_eq!((code, lines.len()), (Some(64), 1), "{lines:#?}");
+        assert!(lines[0].contains("2:1: version: ") && lines[0].contains(shown), "{lines:#?}");
+        assert!(lines[0].ends_with(" is a version that this release does not read; it reads 1"), "{lines:#?}");
+    }
+    assert_eq!(folder.check(&file("1")).1.len(), 2, "the others are said where the version fits");
+    assert_eq!(folder.check("version: 1\ntenants: {acme: {client_id: x}}\n").0, Some(0));
+}
+
+#[test]
+fn an_internal_certificate_that_cannot_be_used_is_named_by_its_key() {
+    let folder = Folder::new();
+    let (code, lines) = folder.check(
+        "tenants: {acme: {client_id: x}}\ninternal:\n  listen: 127.0.0.1:9443\n  token: 0123456789abcdef\n  tls:\n    \
+         certificate_file: /nowhere/internal.crt\n    key_file: /nowhere/internal.key\n",
+    );
+    assert_eq!((code, lines.len()), (Some(64), 1), "{lines:#?}");
+    assert!(lines[0].contains("6:5: internal.tls.certificate_file: /nowhere/internal.crt: "), "{lines:#?}");
+}

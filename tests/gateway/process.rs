@@ -26,12 +26,18 @@ pub struct ProcessReplica {
 impl ProcessReplica {
     /// Starts one over the world's store, with some keys set otherwise, spelled as in the environment.
     pub async fn start(world: &World, changes: &[(&str, &str)]) -> Self {
+        let replica = Self::begin(world, changes).await;
+        let ready = async || plain_get(replica.admin, "/readyz").starts_with("HTTP/1.1 200");
+        eventually("the gateway is ready", ready).await;
+        replica
+    }
+
+    /// The same, ready or not: it listens.
+    pub async fn begin(world: &World, changes: &[(&str, &str)]) -> Self {
         let [public, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let replica = Self::spawn(world, changes, public, admin, &[]);
-        eventually("the gateway is ready", async || {
-            plain_get(admin, "/readyz").starts_with("HTTP/1.1 200") && TcpStream::connect(public).is_ok()
-        })
-        .await;
+        let listens = async || [public, admin].iter().all(|address| TcpStream::connect(address).is_ok());
+        eventually("the gateway listens", listens).await;
         replica
     }
 

@@ -70,6 +70,53 @@ async fn what_only_a_start_takes_up_is_named_and_tenants_neither_come_nor_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn secrets_that_only_a_start_takes_up_are_named_and_never_shown() {
+    let world = World::builder().redis().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    // Redis asks for no password, and takes any.
+    let [old, new] = ["hush-hush-old", "hush-hush-new"];
+    let [password, key] = [file("password", old), file("key", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
+    let keys = format!(r#"[{{"id": "test", "secret_file": "{key}"}}]"#);
+    let changes = [("STORE__REDIS__PASSWORD_FILE", &*password), ("STORE__SEAL__KEYS", &*keys)];
+    let gateway = ProcessReplica::start(&world, &changes).await;
+    let named = async |keys: &str| {
+        eventually(keys, async || gateway.logged().contains(&format!(r#""keys":"{keys}""#))).await;
+    };
+    file("password", new);
+    named("/store/redis").await;
+    file("key", "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=");
+    named("/store/redis /store/seal").await;
+    file("password", old);
+    named("/store/seal").await;
+    gateway.configure(|text| text + "traces: {sample: 0.5}\nlimits: {tracked: 7}\n");
+    named("/store/seal /limits/tracked /traces").await;
+    assert!(!gateway.logged().contains("hush-hush"), "no secret is shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_limit_holds_without_a_start() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let signs_in = async || {
+        let login = world.ask_at(gateway.public, "POST /customer/acme/login").json(&crate::steps::john());
+        login.send().await.status
+    };
+    assert_eq!([signs_in().await, signs_in().await], [200; 2]);
+    gateway.configure(|text| text + "limits: {sign_in_per_account: {burst: 1, per_minute: 1}}\n");
+    gateway.hang_up();
+    eventually("it is taken", async || gateway.metric(r#"gateway_config_reloads_total{outcome="applied"}"#) == 1.0)
+        .await;
+    signs_in().await;
+    assert_eq!(signs_in().await, 429);
+    assert!(!gateway.logged().contains("take effect at the next start only"), "{}", gateway.logged());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_in_a_file_changes_while_it_runs() {
     let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
     let file = folder.path().join("token");
@@ -117,6 +164,9 @@ async fn a_new_certificate_is_shown_once_its_key_is_there_too() {
     std::fs::copy(&renewed[0], &certificate).unwrap();
     eventually("half of a pair is refused", async || gateway.metric(REFUSED) == 1.0).await;
     assert!(!shows_the_new_one().await, "the old pair is shown");
+    assert_eq!(gateway.metric(r#"gateway_config_reloads_total{outcome="refused"}"#), 1.0);
+    let said = format!("listen.tls.key_file: {key}: ");
+    assert!(gateway.logged().contains(&said), "{said} in {}", gateway.logged());
     std::fs::copy(&renewed[1], &key).unwrap();
     eventually("the new one is shown", shows_the_new_one).await;
     eventually("its end is told", async || gateway.metric(ENDS) == 1_893_456_000.0).await;

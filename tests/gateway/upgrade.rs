@@ -79,6 +79,22 @@ async fn a_gateway_that_nobody_follows_serves_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_nobody_hands_listeners_to_says_so_and_ends() {
+    let folder = private_folder();
+    let socket = folder.path().join("upgrade.sock");
+    let changes = [("LISTEN__UPGRADE_SOCKET", socket.to_str().unwrap())];
+    let world = World::new().await;
+    let old = ProcessReplica::start(&world, &changes).await;
+    let mut new = old.successor(&world, &changes);
+    eventually("it ends", async || new.exit_code() == Some(69)).await;
+    let logged = new.logged();
+    let clear = format!("listen.upgrade_socket: nobody handed listeners over at {}", socket.display());
+    assert_eq!(logged.lines().filter(|line| line.starts_with(&clear)).count(), 1, "{logged}");
+    assert!(!socket.exists(), "nothing is left of it");
+    assert_eq!(world.ask_at(old.public, "GET /product/acme/products").send().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_told_to_stop_while_it_waits_for_a_successor_stops() {
     let folder = private_folder();
     let socket = folder.path().join("upgrade.sock");

@@ -1,0 +1,155 @@
+//! The gateway is told to stop: clients are told to go, what ends in time ends whole, and nothing outlasts the bound.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::process::ProcessReplica;
+use crate::steps::ANONYMOUS_LOGIN;
+use crate::streaming::{echo, open_socket};
+use crate::world::{Certificate, Tokens, World, eventually};
+
+const PRODUCTS: &str = "/product/acme/products";
+
+/// A gateway behind TLS, whose certificate lies in `folder`.
+async fn with_tls(world: &World, folder: &tempfile::TempDir, drain_timeout: &str) -> ProcessReplica {
+    let [certificate, key] = Certificate::new().write(folder.path());
+    let changes = [
+        ("LISTEN__TLS__CERTIFICATE_FILE", &*certificate),
+        ("LISTEN__TLS__KEY_FILE", &*key),
+        ("LISTEN__DRAIN_TIMEOUT", drain_timeout),
+    ];
+    ProcessReplica::start(world, &changes).await
+}
+
+/// An HTTP/2 connection, and what says how it ended.
+struct Http2 {
+    send: SendRequest<Bytes>,
+    ended: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Http2 {
+    /// Opens one and asks for `path` as the first thing on it.
+    async fn asking(
+        gateway: &ProcessReplica,
+        folder: &tempfile::TempDir,
+        path: &str,
+    ) -> (Self, h2::client::ResponseFuture) {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(folder.path().join("certificate.pem")).unwrap()).unwrap();
+        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(gateway.public).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+        let request = http::Request::get(format!("https://localhost{path}")).body(()).unwrap();
+        let (answer, _) = send.send_request(request, true).unwrap();
+        (Self { send, ended: tokio::spawn(connection) }, answer)
+    }
+
+    /// Waits until the other side has told it to go and closed it in order.
+    async fn is_told_to_go(self) {
+        eventually("the connection ends", async || self.ended.is_finished()).await;
+        self.ended.await.unwrap().expect("in order");
+        drop(self.send);
+    }
+}
+
+/// Status and body of an answer, which has to be whole.
+async fn whole(answer: h2::client::ResponseFuture) -> (u16, String) {
+    let (head, mut body) = answer.await.unwrap().into_parts();
+    let mut text = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        text.extend_from_slice(&piece);
+    }
+    (head.status.as_u16(), String::from_utf8(text).unwrap())
+}
+
+/// Something that is under way until it is told to end, and ends in order.
+async fn delayed(world: &World) {
+    world.simulator.fault(json!({"operation": "api", "mode": "delay", "delay_ms": 2_000, "times": 1})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_clients_are_told_to_go_those_too_that_come_while_it_drains_and_their_answers_are_whole() {
+    let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
+    let mut gateway = with_tls(&world, &folder, "20s").await;
+    delayed(&world).await;
+    let (early, answer) = Http2::asking(&gateway, &folder, PRODUCTS).await;
+    eventually("it is under way", async || world.simulator.calls("api").await == 1).await;
+    gateway.terminate();
+    eventually("it drains", async || gateway.logged().contains("draining")).await;
+    let (late, another) = Http2::asking(&gateway, &folder, PRODUCTS).await;
+    let (status, text) = whole(another).await;
+    assert!(status == 200 && text.contains("Espresso"), "{status} {text}");
+    late.is_told_to_go().await;
+    assert!(gateway.exit_code().is_none() && !early.ended.is_finished(), "the early one is waited for");
+    let (status, text) = whole(answer).await;
+    assert!(status == 200 && text.contains("Espresso"), "{status} {text}");
+    early.is_told_to_go().await;
+    eventually("the gateway goes", async || gateway.has_ended()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_gateway_goes_at_once_whoever_keeps_a_connection() {
+    let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
+    let mut gateway = with_tls(&world, &folder, "60s").await;
+    let (idle, answer) = Http2::asking(&gateway, &folder, PRODUCTS).await;
+    assert_eq!(whole(answer).await.0, 200);
+    let told = Instant::now();
+    gateway.terminate();
+    eventually("the gateway goes", async || gateway.has_ended()).await;
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    idle.is_told_to_go().await;
+
+    let mut gateway = ProcessReplica::start(&world, &[("LISTEN__DRAIN_TIMEOUT", "60s")]).await;
+    let mut kept = TcpStream::connect(gateway.public).await.unwrap();
+    kept.write_all(format!("GET {PRODUCTS} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    assert!(kept.read(&mut [0; 1]).await.unwrap() == 1, "it is answered");
+    let told = Instant::now();
+    gateway.terminate();
+    eventually("the gateway goes", async || gateway.has_ended()).await;
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_sockets_and_a_request_without_end_are_cut_off_at_the_bound() {
+    const BOUND: Duration = Duration::from_secs(2);
+    let world = World::new().await;
+    let mut gateway = ProcessReplica::start(&world, &[("LISTEN__DRAIN_TIMEOUT", "2s")]).await;
+    let access = Tokens::of(&world.ask_at(gateway.public, ANONYMOUS_LOGIN).send().await).access;
+    let events = "GET /ai-service/acme/agentic/chat-stream?events=0";
+    let mut events = world.ask_at(gateway.public, events).bearer(&access).stream().await;
+    events.chunk().await.unwrap().unwrap();
+    let mut socket = open_socket(gateway.public, &[("authorization", &format!("Bearer {access}"))]).unwrap();
+    echo(&mut socket, &Message::text("hello"));
+    world.simulator.forget_calls().await;
+    world.simulator.fault(json!({"operation": "api", "mode": "hang"})).await;
+    let endless = world.ask_at(gateway.public, "GET /price/acme/prices").bearer(&access).try_send();
+    let stops = async {
+        eventually("it is under way", async || world.simulator.calls("api").await == 1).await;
+        let told = Instant::now();
+        gateway.terminate();
+        eventually("it drains", async || gateway.logged().contains("draining")).await;
+        echo(&mut socket, &Message::text("still there"));
+        eventually("the gateway goes", async || gateway.has_ended()).await;
+        told.elapsed()
+    };
+    let (answer, took) = tokio::join!(endless, stops);
+    assert!(answer.is_err(), "it is cut off");
+    assert!(took >= BOUND && took < BOUND + Duration::from_secs(3), "{took:?}");
+    assert!(!matches!(events.chunk().await, Ok(Some(_))), "no event comes from nowhere");
+    assert!(!matches!(socket.read(), Ok(Message::Text(_) | Message::Binary(_))));
+}
