@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use serde::Serialize;
 
-use super::flights::Renewal;
+use super::flights::{LONGEST_BEHIND, Renewal};
 use super::refresh::Ask;
 use super::{Broker, Credential, Permit, Tenant};
 use crate::clock::Timestamp;
@@ -319,7 +319,7 @@ impl Broker {
     fn renew_behind(self: &Arc<Self>, ready: &Arc<ReadySession>, scope: Scope) {
         let seen = ready.half(scope).map_or(0, |half| half.generation);
         // What is under way already, or failed a moment ago, needs no second start.
-        let _ = self.start_renewal(&ready.key, scope, seen, Ask::WhenDue);
+        let _ = self.start_renewal(&ready.key, scope, seen, Ask::WhenDue, LONGEST_BEHIND);
     }
 
     /// Records the use of a session, when the last record of it is old enough.

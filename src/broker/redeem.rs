@@ -254,6 +254,7 @@ impl Broker {
                 .await;
             match saved {
                 Ok(Some(session)) if ours => {
+                    self.rejections.note_success(session.tenant, scope, self.clock.now());
                     let outcome =
                         if redeem.is_recovery() { RefreshOutcome::Recovered } else { RefreshOutcome::Renewed };
                     return Redeemed::known(self.standing(&session, scope), outcome);
@@ -288,7 +289,7 @@ impl Broker {
     /// Emporix refused the refresh token. Another replica may have won; if not, the half is over.
     async fn reject(&self, redeem: &Redeem<'_>) -> Redeemed {
         let (refused, scope) = (redeem.session, redeem.lease.scope());
-        if scope == Scope::Customer && self.rejections.are_a_burst(self.clock.now()) {
+        if self.rejections.are_a_burst(refused.tenant, scope, self.clock.now()) {
             tracing::error!(session = %self.label(&refused.key), "Emporix refuses refreshes of many sessions at once; none is ended");
             return redeem.unspent(GatewayError::IdentityUnavailable("refreshes of many sessions are refused"));
         }
@@ -376,10 +377,11 @@ fn end(session: &mut Session, scope: Scope, now: Timestamp) {
     }
 }
 
-/// What a failed call says of the refresh token: nothing, or that it may be spent. A recovery that settles nothing
+/// What a failed call says of the refresh token: nothing, or that it may be spent. Who says yes unreadably may have
+/// spent it as well. A recovery that settles nothing
 /// leaves the intent that it found.
 fn failed(error: IdentityError, redeem: &Redeem<'_>) -> Redeemed {
-    let unknown = matches!(error, IdentityError::Unknown(_) | IdentityError::BrokenOff);
+    let unknown = matches!(error, IdentityError::Unknown(_) | IdentityError::BrokenOff | IdentityError::Unreadable(_));
     let outcome = if unknown { RefreshOutcome::Unknown } else { RefreshOutcome::Unavailable };
     let reason = match GatewayError::from(error) {
         limited @ GatewayError::RateLimited { .. } => limited,

@@ -8,7 +8,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::flights::{Flight, Part, Renewal};
+use super::flights::{Flight, LONGEST_AWAITED, Part, Renewal};
 use super::granted::NewHandles;
 use super::{Broker, Credential, Granted};
 use crate::clock::{Timestamp, jittered};
@@ -33,7 +33,7 @@ pub(super) enum Ask {
 impl Broker {
     /// Renews, and waits for it.
     pub(super) async fn renew(self: &Arc<Self>, key: &SessionKey, scope: Scope, seen: u64, ask: Ask) -> Renewal {
-        let mut follow = match self.start_renewal(key, scope, seen, ask) {
+        let mut follow = match self.start_renewal(key, scope, seen, ask, LONGEST_AWAITED) {
             Ok(follow) => follow,
             Err(failed) => return failed,
         };
@@ -45,17 +45,18 @@ impl Broker {
         }
     }
 
-    /// Sees to it that a renewal is under way; what failed a moment ago is not tried again at once.
+    /// Sees to it that a renewal is under way; what failed is left alone for a while, and for `longest` at most.
     pub(super) fn start_renewal(
         self: &Arc<Self>,
         key: &SessionKey,
         scope: Scope,
         seen: u64,
         ask: Ask,
+        longest: Duration,
     ) -> Result<tokio::sync::watch::Receiver<Option<Renewal>>, Renewal> {
         let legal_entity = if let Ask::LegalEntity(entity) = &ask { Some(entity.clone()) } else { None };
         let flight = Flight { key: *key, scope, legal_entity };
-        if let Some(failed) = self.flights.failed_just_now(&flight) {
+        if let Some(failed) = self.flights.failed_just_now(&flight, longest) {
             return Err(failed);
         }
         match self.flights.join_or_lead(&flight) {

@@ -91,10 +91,10 @@ impl Gateway {
             };
             // Its head is there: what may now stream for hours is no repeat any more.
             drop(repeat.take());
-            if head.status != StatusCode::UNAUTHORIZED || renewed || !upload.is_replayable() {
+            if head.status != StatusCode::UNAUTHORIZED || !upload.is_replayable() {
                 break (line, head, Vec::new());
             }
-            match Box::pin(self.understand(line, head, &passage, &permit)).await? {
+            match Box::pin(self.understand(line, head, &passage, &permit, renewed)).await? {
                 Refusal::Stands(line, head, body) => break (line, head, body),
                 Refusal::Mended(fresh, leave) => (permit, renewed, repeat) = (fresh, true, Some(leave)),
             }
@@ -109,10 +109,14 @@ impl Gateway {
         head: ApiHead,
         passage: &Passage<'_, '_>,
         permit: &Permit,
+        renewed: bool,
     ) -> Result<Refusal<'_>, GatewayError> {
         let (body, complete) = read_refusal(&mut line).await?;
         if complete && means_expired(&head, &body.concat()) {
             // Passed on, the 401 would have clients log a session out that may well live.
+            if renewed {
+                return Err(GatewayError::IdentityUnavailable("the API calls a new token over"));
+            }
             let leave = self.repeats.turn(|| self.under_way()).await;
             let leave = leave.ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;
             let visits: Vec<&str> = passage.visits.iter().map(String::as_str).collect();

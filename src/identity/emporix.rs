@@ -119,7 +119,9 @@ impl Emporix {
         let outcome = match &answer {
             Ok(_) => CallOutcome::Success,
             Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => CallOutcome::Refused,
-            Err(IdentityError::Unknown(_) | IdentityError::BrokenOff) => CallOutcome::Unknown,
+            Err(IdentityError::Unknown(_) | IdentityError::BrokenOff | IdentityError::Unreadable(_)) => {
+                CallOutcome::Unknown
+            }
             Err(_) => CallOutcome::Unavailable,
         };
         self.metrics.emporix_calls.count(call, outcome);

@@ -151,7 +151,7 @@ pub enum IdentityError {
     /// The call was sent and its answer broke off half-way: a token may have been spent.
     #[error("the call's answer broke off")]
     BrokenOff,
-    /// A complete answer that is no token answer.
+    /// A yes that is no token answer: a token may have been spent.
     #[error("Emporix answered nonsense: {0}")]
     Unreadable(&'static str),
 }

@@ -100,7 +100,7 @@ async fn a_logout_while_the_token_endpoints_are_down_is_a_logout_and_emporix_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_whose_answer_was_lost_is_not_sent_again_while_access_lives() {
-    for mode in ["late_reset", "half_body"] {
+    for mode in ["late_reset", "half_body", "gzip", "garbage", "oversized"] {
         let world = World::new().await;
         let customer = short_lived(&world).await;
         world.simulator.fault(json!({"operation": "refresh", "mode": mode, "times": 1})).await;
@@ -335,6 +335,44 @@ async fn a_burst_of_refusals_over_many_sessions_ends_nobody_beyond_the_first() {
     for customer in spared {
         eventually("the session is renewed", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_refused_anonymous_refreshes_leaves_visitors_their_carts() {
+    let limits = World::builder().set("LIMITS__VISITORS_PER_ADDRESS", r#"{"burst": 100, "per_minute": 100}"#);
+    let world = limits.start().await;
+    world.simulator.set(json!({"anonymous_access_ttl": 600})).await;
+    let mut visitors = Vec::new();
+    for _ in 0..30 {
+        visitors.push(world.visitor().await);
+    }
+    world.simulator.fault(json!({"operation": "anonymous_refresh", "mode": "status", "status": 400})).await;
+    expires(&world).await;
+    let mut spared = Vec::new();
+    for visitor in &visitors {
+        if me(&world, 0, &visitor.access).await.status == 503 {
+            spared.push(visitor);
+        }
+    }
+    assert_eq!(spared.len(), 10, "the first twenty are taken at Emporix' word");
+    world.simulator.heal().await;
+    for visitor in spared {
+        eventually("the visit is renewed", async || me(&world, 0, &visitor.access).await.status == 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_calls_every_token_over_logs_nobody_out() {
+    let world = World::new().await;
+    let customer = world.customer().await;
+    world.clock.advance(Duration::from_secs(10));
+    let fault =
+        json!({"fault": {"faultstring": "x", "detail": {"errorcode": "keymanagement.service.access_token_expired"}}});
+    world.simulator.fault(json!({"operation": "api", "mode": "status", "status": 401, "body": fault})).await;
+    let answer = me(&world, 0, &customer.tokens.access).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "identity_unavailable"), "{}", answer.text);
+    world.simulator.heal().await;
+    eventually("it heals", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
