@@ -235,7 +235,6 @@ async fn a_redis_that_comes_and_goes_takes_no_grace_from_hot_sessions() {
     world.redis().restart().await;
 }
 
-/// A request that needs the store.
 /// How often Redis did `command` since it was started.
 fn done(world: &World, command: &str) -> u32 {
     let told = world.redis().command("INFO commandstats");
@@ -283,9 +282,11 @@ async fn a_redis_that_returns_under_load_meets_one_newcomer_a_replica_and_one_qu
     assert!(asked > 2 * CLIENTS, "nobody was there to stampede: {asked}");
     assert_eq!(done(&world, "subscribe"), 3, "one newcomer a replica");
     let questions = usize::try_from(done(&world, "get")).unwrap();
-    assert!(questions <= REPLICAS * SESSIONS, "{questions} questions on {SESSIONS} sessions");
+    // Each replica asks once; and once more for what it looked up before it was sure to hear of changes.
+    assert!(questions <= 2 * REPLICAS * SESSIONS, "{questions} questions on {SESSIONS} sessions");
 }
 
+/// A request that needs the store.
 async fn me_cold(world: &World) -> Answer {
     let mut answer = world.login("eg_a_none", "john.doe@example.com").await;
     let anonymous = "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront";

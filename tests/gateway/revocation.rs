@@ -185,7 +185,12 @@ async fn a_replica_that_cannot_hear_notices_a_logout_within_the_staleness() {
     let handle = &customer.tokens.access;
 
     muffler.muffled.store(true, Ordering::SeqCst);
-    assert_eq!(me(&world, deaf, handle).await.status, 200, "Redis can be asked");
+    // Word of the sign-in itself may still be on its way, and has it forget once what it has just read.
+    eventually("it holds the session in memory", async || {
+        assert_eq!(me(&world, deaf, handle).await.status, 200, "Redis can be asked");
+        world.replicas[deaf].metric(r#"gateway_hot_cache_total{outcome="hit"}"#) > 0.0
+    })
+    .await;
     let asked = Instant::now();
     assert_eq!(world.log_out(handle).await.status, 204);
     let refused = async |replica: usize| me(&world, replica, handle).await.text.contains("session_ended");
