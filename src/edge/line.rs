@@ -362,7 +362,7 @@ fn digits(value: &[u8]) -> Result<u64, LineFault> {
 }
 
 /// Whether every line ends with a carriage return before its line feed.
-fn has_whole_lines(lines: &[u8]) -> bool {
+pub(super) fn has_whole_lines(lines: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', lines).all(|at| at > 0 && lines[at - 1] == b'\r')
 }
 

@@ -364,8 +364,7 @@ fn check_framing(http: &ServerSession) -> Result<(), GatewayError> {
     if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
         return Err(GatewayError::BadRequest("Host is missing"));
     }
-    let raw = http1.get_headers_raw_bytes();
-    if memchr::memchr_iter(b'\n', &raw).any(|at| at == 0 || raw[at - 1] != b'\r') {
+    if !line::has_whole_lines(&http1.get_headers_raw_bytes()) {
         return Err(GatewayError::BadRequest("a line of its head ends without a carriage return"));
     }
     Ok(())
