@@ -28,9 +28,6 @@ use crate::telemetry::trace::Span;
 /// What of a 401 is read to learn whether it means an expired token, in bytes.
 const MOST_REFUSAL_BYTES: usize = 8 * 1024;
 
-/// Attempts at finding a pooled connection that is still open.
-const MOST_STALE: usize = 3;
-
 /// A request that may pass, and how.
 pub(super) struct Passage<'p, 'g> {
     pub(super) route: &'p ApiRoute,
@@ -139,8 +136,9 @@ impl Gateway {
         let started = Instant::now();
         let mut span = passage.visit.child_span("upstream");
         let repeatable = upload.is_replayable() && is_idempotent(&http.req_header().method);
-        for _ in 0..MOST_STALE {
-            let mut line = self.upstream.connect(passage.route.read_timeout).await.map_err(Failure::Other)?;
+        // Where one pooled connection was closed, others may be too.
+        for anew in [false, true] {
+            let mut line = self.upstream.connect(anew, passage.route.read_timeout).await.map_err(Failure::Other)?;
             let head = headers::outgoing(
                 http.req_header(),
                 &Outgoing {

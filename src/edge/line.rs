@@ -117,11 +117,13 @@ impl Line {
             }
             stream.flush().await
         };
-        match timeout(self.write_timeout, sent).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(self.gone()),
-            Err(_) => Err(LineFault::TimedOut),
-        }
+        let fault = match timeout(self.write_timeout, sent).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(_)) => self.gone(),
+            Err(_) => LineFault::TimedOut,
+        };
+        self.stays = false;
+        Err(fault)
     }
 
     /// Reads the next head: an interim one, or the final one, whose body then follows. Nothing is lost when the wait for it

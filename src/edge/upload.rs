@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::Gateway;
 use super::headers::{self, Framing};
-use super::line::Line;
+use super::line::{Line, LineFault};
 use super::route::ApiRoute;
 use crate::error::GatewayError;
 
@@ -23,7 +23,18 @@ pub(super) enum Upload {
     /// It is here as a whole, and can be sent again.
     Held(Bytes),
     /// It comes piece by piece, and goes once.
-    Streamed { framing: Framing, done: bool, bytes: u64, most: u64 },
+    Streamed(Streamed),
+}
+
+/// How far a body is that comes piece by piece.
+pub(super) struct Streamed {
+    framing: Framing,
+    /// Bytes that came.
+    bytes: u64,
+    most: u64,
+    done: bool,
+    /// The API takes no more of it: the rest is read and dropped, for it may have answered already.
+    refused: bool,
 }
 
 impl Upload {
@@ -31,16 +42,16 @@ impl Upload {
         match self {
             Self::None => Framing::None,
             Self::Held(body) => Framing::Length(body.len() as u64),
-            Self::Streamed { framing, .. } => *framing,
+            Self::Streamed(streamed) => streamed.framing,
         }
     }
 
     pub(super) const fn is_replayable(&self) -> bool {
-        !matches!(self, Self::Streamed { .. })
+        !matches!(self, Self::Streamed(_))
     }
 
     pub(super) const fn is_done(&self) -> bool {
-        !matches!(self, Self::Streamed { done: false, .. })
+        !matches!(self, Self::Streamed(Streamed { done: false, .. }))
     }
 
     /// The text member `name` of a JSON object that is held.
@@ -76,8 +87,10 @@ impl Gateway {
             Some(length) if length <= held_at_most as u64 => {
                 Ok(Upload::Held(Box::pin(self.read_body(http, held_at_most)).await?))
             }
-            Some(length) => Ok(Upload::Streamed { framing: Framing::Length(length), done: false, bytes: 0, most }),
-            None => Ok(Upload::Streamed { framing: Framing::Chunked, done: false, bytes: 0, most }),
+            length => {
+                let framing = length.map_or(Framing::Chunked, Framing::Length);
+                Ok(Upload::Streamed(Streamed { framing, bytes: 0, most, done: false, refused: false }))
+            }
         }
     }
 
@@ -140,33 +153,49 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Passes a piece of a streamed body on, and its end: with the `last` piece, or without one.
+///
+/// # Errors
+/// When the body is too long, or not as long as it says.
 pub(super) async fn send_piece(
     line: &mut Line,
     piece: Option<Bytes>,
     last: bool,
     upload: &mut Upload,
 ) -> Result<(), GatewayError> {
-    let Upload::Streamed { framing, done, bytes, most } = upload else { return Ok(()) };
+    let Upload::Streamed(streamed) = upload else { return Ok(()) };
     let ends = last || piece.is_none();
     let piece = piece.unwrap_or_default();
-    *bytes += piece.len() as u64;
-    if *bytes > *most {
-        return Err(GatewayError::BodyTooLarge);
+    streamed.take(piece.len() as u64, ends)?;
+    if !streamed.refused {
+        let sent = match streamed.framing {
+            Framing::Chunked => send_chunk(line, &piece, ends).await,
+            Framing::Length(_) | Framing::None => line.send(&[&piece]).await,
+        };
+        streamed.refused = sent.is_err();
     }
-    let size = format!("{:x}\r\n", piece.len());
-    let (chunk, last_chunk) = ([size.as_bytes(), &piece, b"\r\n"], &b"0\r\n\r\n"[..]);
-    let pieces: &[&[u8]] = match framing {
-        Framing::Chunked if piece.is_empty() && ends => &[last_chunk],
-        Framing::Chunked if ends => &[chunk[0], chunk[1], chunk[2], last_chunk],
-        Framing::Chunked if piece.is_empty() => &[],
-        Framing::Chunked => &chunk,
-        // Another length than was told of would be read as the beginning of another request.
-        Framing::Length(length) if *bytes > *length || (ends && *bytes < *length) => {
-            return Err(GatewayError::BadRequest("its body is not as long as it says"));
-        }
-        Framing::Length(_) | Framing::None => &[&piece],
-    };
-    line.send(pieces).await.map_err(|_| GatewayError::UpstreamFailed("it does not take the body"))?;
-    *done = ends;
+    streamed.done = ends;
     Ok(())
+}
+
+impl Streamed {
+    /// Takes note of so many bytes more.
+    const fn take(&mut self, bytes: u64, ends: bool) -> Result<(), GatewayError> {
+        self.bytes += bytes;
+        if self.bytes > self.most {
+            return Err(GatewayError::BodyTooLarge);
+        }
+        match self.framing {
+            // Another length than was told of would be read as the beginning of another request.
+            Framing::Length(length) if self.bytes > length || (ends && self.bytes < length) => {
+                Err(GatewayError::BadRequest("its body is not as long as it says"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn send_chunk(line: &mut Line, piece: &[u8], last: bool) -> Result<(), LineFault> {
+    let size = format!("{:x}\r\n", piece.len());
+    let end: &[u8] = if last { b"0\r\n\r\n" } else { b"" };
+    if piece.is_empty() { line.send(&[end]).await } else { line.send(&[size.as_bytes(), piece, b"\r\n", end]).await }
 }

@@ -95,9 +95,10 @@ impl Upstream {
         peer
     }
 
-    /// A connection: a pooled one, or a new one; another address is tried where one cannot be reached.
-    pub(super) async fn connect(&self, read_timeout: Option<Duration>) -> Result<Line, GatewayError> {
-        let idle = self.address().and_then(|address| Some((self.idle.take(address)?, address)));
+    /// A connection: a pooled one unless it has to be new; another address is tried where one cannot be reached.
+    pub(super) async fn connect(&self, anew: bool, read_timeout: Option<Duration>) -> Result<Line, GatewayError> {
+        let pooled_to = if anew { None } else { self.address() };
+        let idle = pooled_to.and_then(|address| Some((self.idle.take(address)?, address)));
         let reused = idle.is_some();
         let (stream, address) = match idle {
             Some(idle) => idle,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Barrier, Notify};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, HandshakeError, Message, WebSocket};
@@ -302,6 +303,92 @@ async fn a_client_that_hangs_up_hangs_up_upstream_too() {
     eventually("the request has arrived", async || world.simulator.calls("api").await > called).await;
     drop(waiting);
     gone("the request that waits is given up").await;
+}
+
+/// An API of a test's own before the simulator: `answer` has what is sent to `/coupon/`, with the head that came.
+async fn before_the_simulator<F: Future<Output = ()> + Send>(
+    simulator: Arc<OnceLock<SocketAddr>>,
+    answer: impl Fn(TcpStream) -> F + Clone + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (simulator, answer) = (simulator.clone(), answer.clone());
+            tokio::spawn(async move {
+                let mut head = vec![0; 1024];
+                let length = near.read(&mut head).await.unwrap();
+                if head.windows(8).any(|window| window == b"/coupon/") {
+                    return answer(near).await;
+                }
+                let mut far = TcpStream::connect(*simulator.wait()).await.unwrap();
+                far.write_all(&head[..length]).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_pooled_connections_the_api_has_closed_a_new_one_serves() {
+    let simulator = Arc::new(OnceLock::new());
+    let (together, asked) = (Arc::new(Barrier::new(4)), Arc::new(AtomicUsize::new(0)));
+    let api = before_the_simulator(simulator.clone(), move |mut near| {
+        let (together, asked) = (together.clone(), asked.clone());
+        async move {
+            // The first four are under way at once, each on a connection of its own.
+            if asked.fetch_add(1, Ordering::SeqCst) < 4 {
+                together.wait().await;
+            }
+            near.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            // It closes when it is asked once more.
+            let _ = near.read(&mut [0; 1024]).await;
+        }
+    });
+    let api = api.await;
+    let world = World::builder().set("UPSTREAM__BASE_URL", format!("http://{api}")).start().await;
+    simulator.set(world.simulator.address).unwrap();
+    let visitor = world.visitor().await;
+    let ask = || async { world.ask("GET /coupon/acme/c").bearer(&visitor.access).send().await.status };
+    assert_eq!(tokio::join!(ask(), ask(), ask(), ask()), (200, 200, 200, 200));
+    assert_eq!(ask().await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_upload_ends_is_not_lost() {
+    const REFUSAL: &[u8] = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\ntoo large";
+    let (simulator, refuse) = (Arc::new(OnceLock::new()), Arc::new(Notify::new()));
+    let api = before_the_simulator(simulator.clone(), {
+        let refuse = refuse.clone();
+        move |mut near| {
+            let refuse = refuse.clone();
+            async move {
+                refuse.notified().await;
+                near.write_all(REFUSAL).await.unwrap();
+            }
+        }
+    });
+    let api = api.await;
+    let world = World::builder()
+        .set("UPSTREAM__BASE_URL", format!("http://{api}"))
+        .set("LIMITS__API_BODY_BYTES", "1000000000")
+        .start()
+        .await;
+    simulator.set(world.simulator.address).unwrap();
+    let visitor = world.visitor().await;
+    for framing in ["Content-Length: 500000000", "Transfer-Encoding: chunked"] {
+        let mut connection = Connection::open(&world).await;
+        let head = "POST /coupon/acme/c HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ";
+        connection.send(&format!("{head}{}\r\n{framing}\r\n\r\n", visitor.access)).await;
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x1_0000));
+        // Until the gateway takes no more, for the API takes no more from it.
+        while timeout(Duration::from_secs(1), connection.stream.write_all(chunk.as_bytes())).await.is_ok() {}
+        refuse.notify_one();
+        let (head, body) = connection.response(true).await;
+        assert!(head.starts_with("HTTP/1.1 413 "), "{framing}: {head}");
+        assert_eq!(body, "too large", "{framing}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

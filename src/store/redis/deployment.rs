@@ -78,9 +78,9 @@ impl Deployment {
                 return Ok(Line::Cluster(client.get_async_connection().await?));
             }
         };
-        let mut config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(timeouts.connect))
-            .set_response_timeout(Some(timeouts.response));
+        // Whoever asks bounds the wait for the answer; a second timer would be a system call more for each command.
+        let mut config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(timeouts.connect)).set_response_timeout(None);
         if let Some(listener) = listener {
             config = config.set_push_sender(listener);
         }
