@@ -2,12 +2,10 @@
 
 use std::io::{Error, Result};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::statistics::{median, microseconds};
 
 /// The number behind `field` in a section of `INFO`; none where Redis does not name it.
 pub(crate) async fn number(redis: SocketAddr, section: &str, field: &str) -> Result<Option<f64>> {
@@ -25,19 +23,33 @@ pub(crate) async fn memory(redis: SocketAddr) -> Result<f64> {
     used.ok_or_else(|| Error::other("Redis does not say what it takes"))
 }
 
-/// What one GET of a record's size takes at the median, in microseconds.
-pub(crate) async fn get_time(redis: SocketAddr) -> Result<f64> {
-    let mut redis = TcpStream::connect(redis).await?;
-    redis.set_nodelay(true)?;
-    let mut piece = vec![0; 64 * 1024];
-    redis.write_all(format!("SET probe {}\r\n", "x".repeat(900)).as_bytes()).await?;
-    let _ = redis.read(&mut piece).await?;
-    let mut times = Vec::new();
-    for _ in 0..1_000 {
-        let sent = Instant::now();
-        redis.write_all(b"GET probe\r\n").await?;
-        let _ = redis.read(&mut piece).await?;
-        times.push(sent.elapsed());
+/// A connection to Redis that reads a value of a record's size.
+pub(crate) struct Probe {
+    redis: TcpStream,
+    piece: Vec<u8>,
+}
+
+impl Probe {
+    /// Connects, and stores what is read.
+    pub(crate) async fn open(redis: SocketAddr) -> Result<Self> {
+        let redis = TcpStream::connect(redis).await?;
+        redis.set_nodelay(true)?;
+        let mut probe = Self { redis, piece: vec![0; 4096] };
+        probe.ask(format!("SET probe {}\r\n", "x".repeat(900)).as_bytes()).await?;
+        Ok(probe)
     }
-    Ok(median(&microseconds(&times)))
+
+    /// What one GET takes.
+    pub(crate) async fn get(&mut self) -> Result<Duration> {
+        self.ask(b"GET probe\r\n").await
+    }
+
+    async fn ask(&mut self, command: &[u8]) -> Result<Duration> {
+        let sent = Instant::now();
+        self.redis.write_all(command).await?;
+        match self.redis.read(&mut self.piece).await? {
+            0 => Err(Error::other("Redis closed the connection")),
+            _ => Ok(sent.elapsed()),
+        }
+    }
 }

@@ -44,22 +44,23 @@ pub(crate) async fn print(stage: &mut Stage, rounds: usize) -> Result<()> {
 }
 
 /// Prints what a session costs that is not in memory, and that each is read once.
-pub(crate) async fn print_cold(stage: &Stage, count: usize) -> Result<()> {
-    let sessions: Vec<_> = (0..count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
+pub(crate) async fn print_cold(stage: &Stage, rounds: usize, count: usize) -> Result<()> {
+    const EACH: usize = 1_000;
+    let sessions: Vec<_> = (0..count.max((rounds + 1) * EACH)).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
     stage.save(&sessions).await?;
     let requests: Vec<Request> = sessions.iter().map(request_of).collect();
     let gateway = stage.gateway(&Setting::default(), None)?;
-    let few = &requests[..1_000.min(count)];
-    let cold = microseconds(&saturate(gateway.address, few, 1, few.len()).await?);
-    let hot = microseconds(&saturate(gateway.address, few, 1, few.len()).await?);
-    let added = median(&cold) - median(&hot);
-    println!(
-        "one after the other: p50 {:.0} µs cold, {:.0} µs hot, {added:.0} µs between",
-        median(&cold),
-        median(&hot)
-    );
-    let get = info::get_time(stage.redis.address).await?;
-    println!("one GET of Redis by itself: p50 {get:.0} µs");
+    let (mut added, mut gets) = (Vec::new(), Vec::new());
+    for (round, few) in requests.chunks(EACH).take(rounds + 1).enumerate() {
+        let [cold, hot, get] = cold_times(stage, &gateway, few).await?;
+        // The first round warms the program.
+        if round > 0 {
+            println!("one after the other: p50 {cold:.0} µs cold, {hot:.0} µs hot, one GET of Redis {get:.0} µs");
+            added.push(cold - hot);
+            gets.push(get);
+        }
+    }
+    println!("added at the median: {} µs, a GET by itself {} µs", spread(&added, 0), spread(&gets, 0));
 
     let gateway = stage.gateway(&Setting::default(), None)?;
     let gets = || info::number(stage.redis.address, "commandstats", "cmdstat_get:calls=");
@@ -70,6 +71,23 @@ pub(crate) async fn print_cold(stage: &Stage, count: usize) -> Result<()> {
         gets().await?.unwrap_or_default() - before
     );
     Ok(())
+}
+
+/// The median times of requests on sessions that are not in memory, of the same once they are, and of a GET, in
+/// microseconds. They alternate, so that the cores sleep as much before each.
+async fn cold_times(stage: &Stage, gateway: &Program, requests: &[Request]) -> Result<[f64; 3]> {
+    let (mut connection, mut probe) =
+        (Connection::open(gateway.address).await?, info::Probe::open(stage.redis.address).await?);
+    let mut times = [const { Vec::new() }; 3];
+    for request in requests {
+        for of_kind in &mut times[..2] {
+            let sent = Instant::now();
+            connection.exchange(request).await?;
+            of_kind.push(sent.elapsed());
+        }
+        times[2].push(probe.get().await?);
+    }
+    Ok(times.map(|of_kind| median(&microseconds(&of_kind))))
 }
 
 /// Prints what a login waits beside Emporix' own time: asked of the simulator itself and through the gateway, in turn.

@@ -76,7 +76,9 @@ enum Suite {
     },
     /// Sessions that are not in memory.
     Cold {
-        #[arg(default_value_t = 10_000)]
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        #[arg(long, default_value_t = 10_000)]
         count: usize,
     },
     /// What a login waits beside Emporix' own time.
@@ -112,7 +114,7 @@ async fn run(Arguments { programs, plots, suite }: Arguments) -> Result<()> {
         Suite::Growth => growth::print(&stage, &plots).await,
         Suite::Sessions { counts, rounds } => growth::print_sessions(&stage, &counts, rounds, &plots).await,
         Suite::Latency { rounds } => latency::print(&mut stage, rounds).await,
-        Suite::Cold { count } => latency::print_cold(&stage, count).await,
+        Suite::Cold { rounds, count } => latency::print_cold(&stage, rounds, count).await,
         Suite::Login { rounds } => latency::print_login(&stage, rounds).await,
         Suite::Idle => latency::print_idle(&stage).await,
         Suite::Tls { rounds, count } => tls::print(&stage, rounds, count).await,
