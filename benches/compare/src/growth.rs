@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::info;
 use crate::load::{Request, request, saturate};
 use crate::meter::Counting;
-use crate::mint::{Holds, Minted, mint};
+use crate::mint::{Holds, Minted, Part, mint};
 use crate::plot;
 use crate::program::{Setting, Stage};
 use crate::statistics::median;
@@ -121,14 +121,19 @@ async fn threads(stage: &Stage) -> Result<Growth> {
 pub(crate) async fn print_sessions(stage: &Stage, counts: &[usize], rounds: usize, plots: &Path) -> Result<()> {
     let mut points = Vec::new();
     println!(
-        "| sessions | CPU of a request, µs | memory of the process, MiB | of a session, B | Redis, of a session, B |"
+        "| sessions | CPU of a request, µs | memory of the process, MiB | of a session, B \
+         | Redis: of a record, B | of its alias, B | of its index, B |"
     );
-    println!("|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     for count in counts {
-        let before = info::memory(stage.redis.address).await?;
         let sessions: Vec<_> = (0..*count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
-        stage.save(&sessions).await?;
-        let in_redis = (info::memory(stage.redis.address).await? - before) / *count as f64;
+        let mut in_redis = [Part::Record, Part::Alias, Part::Index].map(|part| (part, 0.0));
+        for (part, each) in &mut in_redis {
+            let before = info::memory(stage.redis.address).await?;
+            stage.save_parts(&sessions, &[*part]).await?;
+            *each = (info::memory(stage.redis.address).await? - before) / *count as f64;
+        }
+        let [record, alias, index] = in_redis.map(|(_, each)| each);
         let requests: Vec<Request> = sessions.iter().map(request_of).collect();
         let setting = Setting { always_fresh: true, ..Setting::default() };
         let gateway = stage.gateway(&setting, None)?;
@@ -144,7 +149,10 @@ pub(crate) async fn print_sessions(stage: &Stage, counts: &[usize], rounds: usiz
         }
         let each = (full.saturating_sub(empty)) as f64 / *count as f64;
         let mebibytes = full as f64 / (1 << 20) as f64;
-        println!("| {count} | {:.1} | {mebibytes:.0} | {each:.0} | {in_redis:.0} |", median(&costs));
+        println!(
+            "| {count} | {:.1} | {mebibytes:.0} | {each:.0} | {record:.0} | {alias:.0} | {index:.0} |",
+            median(&costs)
+        );
         points.push((count.to_string(), median(&costs)));
     }
     plot::bars(&plots.join("sessions.svg"), "sessions", "CPU of a request, µs", &points)

@@ -13,7 +13,7 @@ use emporix_gateway::session::{
 };
 use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::seal::Keyring;
-use emporix_gateway::store::{Alias, Collision, SessionStore};
+use emporix_gateway::store::{Alias, Collision, CustomerName, SessionStore};
 use emporix_gateway::telemetry::Metrics;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -97,17 +97,29 @@ pub(crate) fn mint(holds: Holds, token_bytes: usize) -> Minted {
     Minted { presented, access, jwt, session }
 }
 
-/// Saves sessions where a gateway of this configuration looks for them, and their JWTs' aliases.
-pub(crate) async fn save(config: &Config, sessions: &[Minted]) -> Result<()> {
+/// What Redis keeps of a session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Record,
+    /// By which its JWT finds it.
+    Alias,
+    /// By which its customer's sessions are found, who here has one.
+    Index,
+}
+
+/// Saves these parts of sessions where a gateway of this configuration looks for them.
+pub(crate) async fn save(config: &Config, sessions: &[Minted], parts: &[Part]) -> Result<()> {
     let keyring = Keyring::new(&config.store.seal).ok_or_else(|| Error::other("no key seals records"))?;
     let (clock, metrics) = (Arc::new(SystemClock), Arc::new(Metrics::new().map_err(Error::other)?));
     let store = RedisStore::new(&config.store.redis, keyring, clock, metrics).map_err(Error::other)?;
-    let saving = stream::iter(sessions).map(Ok).try_for_each_concurrent(64, |minted| async {
-        let session = &minted.session;
-        store.save(session, 30 * DAY).await.map_err(Error::other)?;
-        let alias = Alias::of(session.tenant, minted.jwt.as_bytes());
-        store.link(&alias, &session.key, Collision::Disable, 30 * DAY).await.map_err(Error::other)?;
-        Ok(())
+    let saving = stream::iter(sessions.iter().enumerate()).map(Ok).try_for_each_concurrent(64, |(place, minted)| {
+        let store = &store;
+        async move {
+            for part in parts {
+                save_part(store, place, minted, *part).await?;
+            }
+            Ok(())
+        }
     });
     tokio::select! {
         () = store.tend() => Err(Error::other("the store stopped")),
@@ -118,6 +130,22 @@ pub(crate) async fn save(config: &Config, sessions: &[Minted]) -> Result<()> {
             saving.await
         } => saved,
     }
+}
+
+async fn save_part(store: &RedisStore, place: usize, minted: &Minted, part: Part) -> Result<()> {
+    let session = &minted.session;
+    let saved = match part {
+        Part::Record => store.save(session, 30 * DAY).await.map(drop),
+        Part::Alias => {
+            let alias = Alias::of(session.tenant, minted.jwt.as_bytes());
+            store.link(&alias, &session.key, Collision::Disable, 30 * DAY).await.map(drop)
+        }
+        Part::Index => {
+            let customer = CustomerName::of(session.tenant, &format!("C{place:010}"));
+            store.index(&customer, &session.key, 30 * DAY).await.map(drop)
+        }
+    };
+    saved.map_err(Error::other)
 }
 
 fn tenant() -> TenantId {

@@ -5,13 +5,14 @@ use std::io::{Error, Result};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use emporix_gateway::config::{self, Config};
 use tempfile::TempDir;
 
 use crate::meter::Counting;
-use crate::mint::{self, Minted, PASSPHRASE};
+use crate::mint::{self, Minted, PASSPHRASE, Part};
 use crate::peers::Certificate;
 
 /// A program that listens.
@@ -75,7 +76,14 @@ fn pause() {
 
 /// A port that is free now.
 pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    // Below those that the system gives to connections: one of these would be taken again before a program listens.
+    const FIRST: u16 = 10_000;
+    const MOST: u16 = 5_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % u32::from(MOST)) as u16;
+    let ports = (0..MOST).map(|_| FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % MOST) % MOST);
+    let mut free = ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().ok_or_else(|| Error::other("no port is free"))
 }
 
 /// What every comparison stands on: the API, and a Redis that keeps nothing.
@@ -145,10 +153,15 @@ impl Stage {
 
     /// Puts sessions where every gateway of this stage finds them.
     pub(crate) async fn save(&self, sessions: &[Minted]) -> Result<()> {
+        self.save_parts(sessions, &[Part::Record, Part::Alias]).await
+    }
+
+    /// Puts these parts of sessions there.
+    pub(crate) async fn save_parts(&self, sessions: &[Minted], parts: &[Part]) -> Result<()> {
         let text = self.configuration(free_port()?, &Setting::default())?;
         let config: Config = config::parse("bench.yaml", &text, std::iter::empty())
             .map_err(|faults| Error::other(faults.to_string()))?;
-        mint::save(&config, sessions).await
+        mint::save(&config, sessions, parts).await
     }
 
     fn configuration(&self, port: u16, setting: &Setting<'_>) -> Result<String> {
