@@ -69,9 +69,18 @@ fn whole_millis(duration: Duration) -> u64 {
 /// Between half and the whole of `wait`: replicas that began to wait together do not go on together.
 #[must_use]
 pub fn jittered(wait: Duration) -> Duration {
-    // Without random bytes the wait is merely the same for all.
-    let share = getrandom::u32().unwrap_or(u32::MAX);
-    wait / 2 + (wait / 2).mul_f64(f64::from(share) / f64::from(u32::MAX))
+    wait / 2 + (wait / 2).mul_f64(random_share())
+}
+
+/// The whole of `asked` and up to a quarter more: who was asked to wait comes no sooner, and not with all the others.
+#[must_use]
+pub fn jittered_past(asked: Duration) -> Duration {
+    asked + (asked / 4).mul_f64(random_share())
+}
+
+/// Between 0 and 1. Without random bytes it is merely the same for all.
+fn random_share() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
 /// Tells the time.
@@ -136,6 +145,26 @@ mod tests {
         let century = Duration::from_secs(u64::MAX);
         assert_eq!(Timestamp::from_seconds(5).after(century), Timestamp::NEVER);
         assert_eq!(Timestamp::from_seconds(5).since(Timestamp::from_seconds(9)), Duration::ZERO);
+    }
+
+    /// The shortest and the longest of many draws.
+    fn range_of(draw: impl Fn() -> Duration) -> (Duration, Duration) {
+        let drawn: Vec<_> = (0..1_000).map(|_| draw()).collect();
+        (*drawn.iter().min().unwrap(), *drawn.iter().max().unwrap())
+    }
+
+    #[test]
+    fn jitter_keeps_its_bounds_and_makes_use_of_them() {
+        let millis = Duration::from_millis;
+        let (shortest, longest) = range_of(|| jittered(millis(10_000)));
+        assert!((millis(5_000)..millis(5_500)).contains(&shortest), "{shortest:?}");
+        assert!((millis(9_500)..=millis(10_000)).contains(&longest), "{longest:?}");
+        let (shortest, longest) = range_of(|| jittered_past(millis(10_000)));
+        assert!((millis(10_000)..millis(10_250)).contains(&shortest), "{shortest:?}");
+        assert!((millis(12_250)..=millis(12_500)).contains(&longest), "{longest:?}");
+        for of_nothing in [jittered(Duration::ZERO), jittered_past(Duration::ZERO)] {
+            assert_eq!(of_nothing, Duration::ZERO);
+        }
     }
 
     #[test]

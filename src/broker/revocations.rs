@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::Broker;
-use crate::clock::jittered;
+use crate::clock::{jittered, jittered_past};
 use crate::identity::IdentityError;
 use crate::session::{TenantId, Token};
 
@@ -61,8 +61,10 @@ impl Broker {
                     return;
                 }
                 // Not called at all, or asked to wait: no attempt.
-                Err(IdentityError::HeldBack) => Duration::from_secs(1),
-                Err(IdentityError::RateLimited { retry_after }) => Duration::from_secs(retry_after.unwrap_or(1).max(1)),
+                Err(IdentityError::HeldBack) => jittered(Duration::from_secs(1)),
+                Err(IdentityError::RateLimited { retry_after }) => {
+                    jittered_past(Duration::from_secs(retry_after.unwrap_or(1)))
+                }
                 Err(_) => {
                     attempt += 1;
                     tokio::time::sleep(Duration::from_millis(125 << attempt.min(7))).await;
@@ -70,7 +72,9 @@ impl Broker {
                 }
             };
             held_back += pause;
-            tokio::time::sleep(jittered(pause)).await;
+            if held_back < LONGEST_HELD_BACK {
+                tokio::time::sleep(pause).await;
+            }
         }
         tracing::warn!(%tenant, "Emporix could not be told of a logout");
     }

@@ -1,7 +1,7 @@
 //! Reads a token answer of Emporix into tokens, clocks and the few fields that clients may see.
 //! Whatever it does not know for harmless stays behind.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
@@ -40,6 +40,9 @@ pub struct Issued {
 /// For how long an access token is used, even when the answer that brings it calls it over. An answer that is wrong
 /// about that costs an API call with a token that is over, and not a redeem for each request.
 const LEAST_ACCESS_LIFE: Duration = Duration::from_secs(3);
+
+/// The shortest and the longest pause that is taken from a `Retry-After`. Whoever is told of it gets no other.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3_600));
 
 /// Fields that never pass, in any spelling: tokens, and what names a token.
 const SECRET_FIELDS: [&str; 12] = [
@@ -162,6 +165,20 @@ fn is_sentence(text: &str) -> bool {
     text.len() <= 300 && words.all(|word| word.len() <= 20)
 }
 
+/// The seconds that a `Retry-After` which came at `now` asks for (RFC 9110, section 10.2.3); none when it cannot be read.
+#[must_use]
+pub fn read_retry_after(value: &str, now: Timestamp) -> Option<u64> {
+    let value = value.trim();
+    let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a number has room for are a long time.
+        value.parse().map_or(Duration::MAX, Duration::from_secs)
+    } else {
+        let until = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::default().after(until).since(now)
+    };
+    Some(asked.clamp(PAUSE.0, PAUSE.1).as_secs())
+}
+
 /// Reads an error answer of Emporix.
 #[must_use]
 pub fn read_error(status: u16, retry_after: Option<u64>, body: &[u8]) -> IdentityError {
@@ -242,6 +259,36 @@ mod tests {
         ] {
             let issued = read(&serde_json::json!({"access_token": "a", "expires_in": life})).unwrap();
             assert_eq!(issued.tokens.access_expires_at, expected);
+        }
+    }
+
+    #[test]
+    fn a_retry_after_is_seconds_or_a_date_and_neither_nothing_nor_for_ever() {
+        let now = Timestamp::from_seconds(784_111_777); // The dates of RFC 9110, section 5.6.7.
+        for (value, expected) in [
+            ("7", Some(7)),
+            (" 120 ", Some(120)),
+            ("0", Some(1)),
+            ("3600", Some(3_600)),
+            ("3601", Some(3_600)),
+            ("1000000000000000000", Some(3_600)),
+            ("99999999999999999999999999", Some(3_600)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sunday, 06-Nov-94 08:50:07 GMT", Some(30)),
+            ("Sun Nov  6 08:50:07 1994", Some(30)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(1)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(1)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3_600)),
+            ("", None),
+            ("-1", None),
+            ("+7", None),
+            ("1.5", None),
+            ("1e18", None),
+            ("7, 7", None),
+            ("soon", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+        ] {
+            assert_eq!(read_retry_after(value, now), expected, "{value:?}");
         }
     }
 

@@ -1,12 +1,12 @@
-//! Spares Emporix' token endpoints, and those who wait for them, while they are away: a breaker for each tenant and
-//! kind of call. It opens on outages only: a call that Emporix itself refuses or fails at says nothing about the next.
+//! Spares Emporix' token endpoints, and those who wait for them, while they are away or ask for a pause: a breaker for each
+//! tenant and kind of call. A call that Emporix itself refuses or fails at says nothing about the next.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::IdentityError;
-use crate::clock::{Clock, Timestamp, jittered};
+use crate::clock::{Clock, Timestamp, jittered, jittered_past};
 use crate::session::TenantId;
 use crate::telemetry::{BreakerEvent, Dependency, EmporixCall, Label, Metrics};
 
@@ -33,8 +33,8 @@ struct Breaker {
     opens_at: Timestamp,
     open_for: Duration,
     probing: bool,
-    /// What it says meanwhile: Emporix asked for a pause, or is away.
-    limited: bool,
+    /// Until when Emporix asked for a pause, where that is what holds calls back.
+    asked_until: Option<Timestamp>,
 }
 
 /// Leave to make one call.
@@ -63,19 +63,11 @@ impl Breakers {
         let breaker = self.breakers.get(tenant).and_then(|breakers| breakers.get(call.index())).ok_or(unknown)?;
         let now = self.clock.now();
         let mut state = lock(breaker);
-        let refusal = match () {
-            () if now < state.opens_at && state.limited => {
-                let seconds = state.opens_at.since(now).as_millis().div_ceil(1_000);
-                Some(IdentityError::RateLimited { retry_after: u64::try_from(seconds).ok() })
-            }
-            () if state.holds_back(now) => Some(IdentityError::HeldBack),
-            () => None,
-        };
-        if let Some(refusal) = refusal {
+        if state.holds_back(now) {
             self.metrics.breakers.count(dependency(call), BreakerEvent::Refused);
-            return Err(refusal);
+            return Err(state.refusal(now));
         }
-        let probes = state.outages >= MOST_OUTAGES;
+        let probes = state.outages >= MOST_OUTAGES || state.asked_until.is_some();
         state.probing = probes;
         Ok(Leave { breakers: self, breaker, call, probes, settled: false })
     }
@@ -96,6 +88,18 @@ impl Breaker {
     fn holds_back(&self, now: Timestamp) -> bool {
         now < self.opens_at || self.probing
     }
+
+    fn refusal(&self, now: Timestamp) -> IdentityError {
+        let Some(asked_until) = self.asked_until else { return IdentityError::HeldBack };
+        let seconds = asked_until.since(now).as_millis().div_ceil(1_000).max(1);
+        IdentityError::RateLimited { retry_after: u64::try_from(seconds).ok() }
+    }
+
+    /// Emporix asked for a pause, which ends a little later than asked: no replica comes back with all the others.
+    fn pause(&mut self, asked: Duration, now: Timestamp) {
+        self.opens_at = self.opens_at.max(now.after(jittered_past(asked)));
+        self.asked_until = self.asked_until.max(Some(now.after(asked)));
+    }
 }
 
 impl Leave<'_> {
@@ -109,11 +113,12 @@ impl Leave<'_> {
             Err(IdentityError::RateLimited { retry_after }) => {
                 // A login may be limited for its account's sake, and others' logins must not suffer for it.
                 if !self.call.signs_in() {
-                    let asked = Duration::from_secs(retry_after.unwrap_or(1)).min(LONGEST_HOLD);
-                    (state.opens_at, state.limited) = (now.after(asked), true);
+                    state.pause(Duration::from_secs(retry_after.unwrap_or(1)).min(LONGEST_HOLD), now);
                 }
             }
             Err(error) if error.is_outage() => self.note_outage(&mut state, now),
+            // It was under way when Emporix asked for a pause.
+            _ if state.asked_until.is_some() && !self.probes => {}
             _ => {
                 if state.outages >= MOST_OUTAGES {
                     self.breakers.metrics.breakers.count(dependency(self.call), BreakerEvent::Closed);
@@ -139,7 +144,9 @@ impl Leave<'_> {
             tracing::warn!(call = self.call.text(), "Emporix is away; calls are held back");
         }
         state.open_for = (state.open_for * 2).clamp(OPEN_FOR.0, OPEN_FOR.1);
-        (state.opens_at, state.limited) = (now.after(jittered(state.open_for)), false);
+        // A pause that Emporix asked for is not cut short.
+        state.opens_at = state.opens_at.max(now.after(jittered(state.open_for)));
+        state.asked_until = None;
     }
 }
 
@@ -177,6 +184,7 @@ mod tests {
     use crate::clock::ShiftedClock;
 
     const OUTAGE: Result<(), IdentityError> = Err(IdentityError::Unknown("no answer in time"));
+    const LIMITED: Result<(), IdentityError> = Err(IdentityError::RateLimited { retry_after: Some(7) });
 
     fn breakers() -> (Breakers, Arc<ShiftedClock>, TenantId) {
         let (clock, tenant) = (Arc::new(ShiftedClock::default()), TenantId::parse("acme").unwrap());
@@ -260,14 +268,48 @@ mod tests {
     #[test]
     fn a_pause_that_emporix_asks_for_is_kept_and_passed_on() {
         let (breakers, clock, acme) = breakers();
-        let limited = || Err::<(), _>(IdentityError::RateLimited { retry_after: Some(7) });
-        breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&limited());
+        breakers.ask(&acme, EmporixCall::Refresh).unwrap().settle(&LIMITED);
         clock.advance(Duration::from_secs(3));
         let refused = breakers.ask(&acme, EmporixCall::Refresh);
         assert!(matches!(refused, Err(IdentityError::RateLimited { retry_after: Some(4) })));
-        clock.advance(Duration::from_secs(4));
+        clock.advance(Duration::from_secs(6));
         assert!(breakers.ask(&acme, EmporixCall::Refresh).is_ok());
-        breakers.ask(&acme, EmporixCall::Login).unwrap().settle(&limited());
+        breakers.ask(&acme, EmporixCall::Login).unwrap().settle(&LIMITED);
         assert!(breakers.ask(&acme, EmporixCall::Login).is_ok(), "one account's limit is not everybody's");
+    }
+
+    #[test]
+    fn one_call_goes_ahead_when_a_pause_ends_and_the_others_wait_for_how_it_fares() {
+        let (breakers, clock, acme) = breakers();
+        let ask = || breakers.ask(&acme, EmporixCall::Refresh);
+        let over = Duration::from_secs(7 * 5 / 4 + 1);
+        let under_way = ask().unwrap();
+        ask().unwrap().settle(&LIMITED);
+        under_way.settle(&Ok(()));
+        assert!(ask().is_err(), "what was under way does not end the pause");
+        for answer in [LIMITED, OUTAGE, Ok(())] {
+            clock.advance(over);
+            let probe = ask().unwrap();
+            assert!(matches!(ask(), Err(IdentityError::RateLimited { retry_after: Some(1) })), "{answer:?}");
+            probe.settle(&answer);
+        }
+        let (first, second) = (ask(), ask());
+        assert!(first.is_ok() && second.is_ok(), "all go on");
+    }
+
+    #[test]
+    fn a_pause_ends_no_sooner_than_asked_and_not_for_all_at_once() {
+        const MOST: usize = 200;
+        let mut early = 0;
+        for _ in 0..MOST {
+            let (breakers, clock, acme) = breakers();
+            let ask = || breakers.ask(&acme, EmporixCall::Refresh);
+            ask().unwrap().settle(&LIMITED);
+            clock.advance(Duration::from_millis(6_900));
+            assert!(ask().is_err());
+            clock.advance(Duration::from_millis(975));
+            early += usize::from(ask().is_ok());
+        }
+        assert!((MOST / 5..MOST * 4 / 5).contains(&early), "{early} of {MOST} after half of the spread");
     }
 }

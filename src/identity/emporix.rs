@@ -13,10 +13,10 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use url::form_urlencoded::Serializer;
 
-use super::answer::{is_identifier, read_error};
+use super::answer::{is_identifier, read_error, read_retry_after};
 use super::breaker::Breakers;
 use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued, ServiceClient};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::session::{SiteContext, TenantId, Token};
 use crate::telemetry::trace::{self, SpanKind, spanned};
 use crate::telemetry::{CallOutcome, EmporixCall, Label, Metrics};
@@ -154,7 +154,7 @@ impl Emporix {
             () if error.is_timeout() => IdentityError::Unknown("no answer in time"),
             () => IdentityError::Unknown("connection lost"),
         })?;
-        read_answer(answer).await
+        read_answer(answer, self.clock.now()).await
     }
 
     async fn issue(&self, tenant: &TenantId, call: EmporixCall, request: Call<'_>) -> Result<Issued, IdentityError> {
@@ -219,9 +219,9 @@ async fn within<T>(timeout: Duration, call: impl Future<Output = T>) -> Option<T
     }
 }
 
-async fn read_answer(answer: Response) -> Result<Vec<u8>, IdentityError> {
+async fn read_answer(answer: Response, now: Timestamp) -> Result<Vec<u8>, IdentityError> {
     let status = answer.status();
-    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| read_retry_after(value.to_str().ok()?, now));
     let encoded = answer.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
     let body = read_bounded(answer, MOST_ANSWER_BYTES).await;
     if !status.is_success() {

@@ -133,7 +133,7 @@ pub enum IdentityError {
     /// Too many calls.
     #[error("Emporix limits the rate of calls")]
     RateLimited {
-        /// Its `Retry-After`, in seconds.
+        /// Its `Retry-After`, in seconds: between one and those of an hour.
         retry_after: Option<u64>,
     },
     /// Nothing was issued: the call did not get through, or Emporix said that it cannot serve it.

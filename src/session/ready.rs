@@ -189,3 +189,22 @@ impl ReadySession {
 fn jittered(margin: f64, key: &SessionKey) -> f64 {
     margin * (1.0 + 0.2 * f64::from(key.as_bytes()[0]) / 255.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_margin_is_widened_by_a_fifth_at_most_and_by_every_share_of_it() {
+        let wider = |first| {
+            let mut bytes = [0; 16];
+            bytes[0] = first;
+            jittered(0.25, &SessionKey::from_bytes(bytes))
+        };
+        let margins: Vec<f64> = (0..=u8::MAX).map(wider).collect();
+        assert_eq!(margins[0], 0.25);
+        assert!((margins[255] - 0.3).abs() < 1e-9, "{}", margins[255]);
+        let steps = margins.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(steps.fold(f64::MAX, f64::min) > 0.000_19, "no two keys of different first bytes are due together");
+    }
+}

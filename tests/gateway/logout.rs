@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::steps::{ANONYMOUS_LOGIN, JOHN, assert_dead, visiting};
-use crate::world::{World, eventually};
+use crate::world::{World, eventually, logged};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_kills_the_whole_family() {
@@ -87,4 +87,17 @@ async fn a_pause_that_emporix_asks_for_is_no_attempt_at_telling_it() {
         assert_eq!(world.ask(&line).bearer(&customer.tokens.access).send().await.status, 204);
     }
     eventually("both are told in the end", async || world.simulator.calls("logout").await == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_outlasts_all_patience_is_not_waited_for() {
+    let world = World::new().await;
+    let login = world.ask("POST /customer/globex/login").json(&crate::steps::john()).send().await;
+    let hour = json!({"operation": "logout", "mode": "status", "status": 429, "headers": {"retry-after": "3600"}});
+    world.simulator.fault(hour).await;
+    let access = login.json()["access_token"].as_str().unwrap().to_owned();
+    assert_eq!(world.ask("GET /customer/globex/logout").bearer(&access).send().await.status, 204);
+    let given_up = |line: &str| line.contains("could not be told of a logout") && line.contains("globex");
+    eventually("it is given up", async || logged().lines().any(given_up)).await;
+    assert_eq!(world.simulator.calls("logout").await, 1);
 }

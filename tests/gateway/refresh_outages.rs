@@ -89,6 +89,27 @@ async fn a_token_that_emporix_calls_expired_and_that_cannot_be_renewed_now_is_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_of_a_pause_as_emporix_asks_for_it_within_reason() {
+    let world = World::new().await;
+    let visitor = world.visitor().await;
+    for (asked, told) in [
+        ("7", "7"),
+        ("0", "1"),
+        ("1000000000000000000", "3600"),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", "3600"),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "1"),
+        ("-1", "5"),
+        ("soon", "5"),
+    ] {
+        let limited = json!({"operation": "login", "mode": "status", "status": 429, "headers": {"retry-after": asked}});
+        world.simulator.heal().await;
+        world.simulator.fault(limited).await;
+        let answer = world.login(&visitor.access, "john.doe@example.com").await;
+        assert_eq!((answer.status, answer.header("retry-after").as_str()), (429, told), "{asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_logout_while_the_token_endpoints_are_down_is_a_logout_and_emporix_is_told_later() {
     let world = World::new().await;
     let customer = short_lived(&world).await;
