@@ -234,15 +234,20 @@ impl Broker {
             return Err(GatewayError::SessionEnded);
         }
         let alias = Alias::of(*tenant, token.expose().as_bytes());
-        let key = match self.store.verdict(&alias, now) {
-            Some(key) => key,
-            None => {
-                let (key, holds_until) = Box::pin(self.verdict(&known, &alias, token)).await?;
-                self.store.remember_verdict(alias, key, holds_until);
-                key
-            }
+        let cached = self.store.verdict(&alias, now);
+        let (key, holds_until) = match cached {
+            Some(key) => (key, now),
+            None => Box::pin(self.verdict(&known, &alias, token)).await?,
         };
-        let ready = self.find(&key, now).await?;
+        let mut ready = self.find(&key, now).await?;
+        if cached.is_none() {
+            if !ready.holds_saas_token(token) {
+                // The hot cache may not have heard of a login elsewhere: only the store can say that the JWT is nothing.
+                ready = Box::pin(self.store.reload(&key)).await?.ok_or(GatewayError::SessionGone)?;
+            }
+            // Whoever finds this need not ask the store again, whether the session holds the JWT or not.
+            self.store.remember_verdict(alias, key, holds_until);
+        }
         if !ready.holds_saas_token(token) {
             return Err(GatewayError::SessionEnded);
         }

@@ -4,8 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::steps::{GUEST, JOHN, john};
-use crate::world::{Tokens, World};
+use crate::steps::{GUEST, JOHN, john, who};
+use crate::world::{Builder, Tokens, World};
 
 fn unsigned(header: &Value) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -40,9 +40,12 @@ async fn without_a_key_an_unsigned_token_is_refused_all_the_same() {
 }
 
 async fn exposing() -> World {
-    let builder = World::builder()
-        .set("TENANTS__ACME__SAAS_TOKEN__ACCEPT", "true")
-        .set("TENANTS__ACME__SAAS_TOKEN__EXPOSE", "true");
+    exposing_over(World::builder()).await
+}
+
+async fn exposing_over(builder: Builder) -> World {
+    let builder =
+        builder.set("TENANTS__ACME__SAAS_TOKEN__ACCEPT", "true").set("TENANTS__ACME__SAAS_TOKEN__EXPOSE", "true");
     let mut world = builder.start().await;
     world.saas_is_exposed = true;
     world
@@ -125,4 +128,32 @@ async fn two_logins_that_answer_one_jwt_disable_it_as_a_credential() {
     for handle in [first, second] {
         assert_eq!(world.rights(&handle).await, JOHN);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_not_heard_of_the_login_asks_the_store_once_before_it_refuses_a_jwt() {
+    let world = exposing_over(World::builder().redis().replicas(2)).await;
+    let visitor = world.visitor().await;
+    let record = world.redis().keys().into_iter().find(|key| key.ends_with(":session")).unwrap();
+    let copy =
+        |from: &str, to: &str| assert!(world.redis().command(&format!("COPY {from} {to} REPLACE")).contains(":1"));
+    copy(&record, "eg:before");
+    let jwt = async || world.login(&visitor.access, "john.doe@example.com").await.json()["saas_token"].clone();
+    let [first, second] = [jwt().await, jwt().await].map(|jwt| jwt.as_str().unwrap().to_owned());
+    // The other replica reads what stood there before, and no word of the logins reaches it any more.
+    copy(&record, "eg:after");
+    copy("eg:before", &record);
+    let at_the_other =
+        async |bearer: &str| who(&world.ask_replica(1, "GET /customer/acme/me").bearer(bearer).send().await);
+    assert_eq!(at_the_other(&visitor.access).await, GUEST);
+    copy("eg:after", &record);
+    assert_eq!(at_the_other(&second).await, JOHN);
+
+    let loads = || world.replicas[1].metric(r#"gateway_store_operations_total{operation="load",outcome="success"}"#);
+    assert_eq!(at_the_other(&first).await, "session_ended", "the second login replaced it");
+    let asked = loads();
+    for _ in 0..5 {
+        assert_eq!(at_the_other(&first).await, "session_ended");
+    }
+    assert_eq!(loads(), asked, "what was refused once costs the store nothing");
 }
