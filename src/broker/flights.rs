@@ -2,6 +2,7 @@
 //! What failed a moment ago is not tried again at once, and what fails again and again ever more seldom.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,12 +24,21 @@ pub(super) enum Renewal {
     Failed(GatewayError),
 }
 
-/// What is being renewed. Different wishes for one half do not share a flight; the lease puts them in order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What is being renewed, and the legal entity that it is to switch to, or away from, where it is to.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Flight {
     pub(super) key: SessionKey,
     pub(super) scope: Scope,
     pub(super) legal_entity: Option<Option<String>>,
+}
+
+/// One half has room for two flights: a renewal and a switch. The lease puts them in order.
+type Place = (SessionKey, Scope, bool);
+
+impl Flight {
+    const fn place(&self) -> Place {
+        (self.key, self.scope, self.legal_entity.is_some())
+    }
 }
 
 /// The caller's part in a flight.
@@ -37,12 +47,14 @@ pub(super) enum Part {
     Lead(watch::Sender<Option<Renewal>>),
     /// It waits for who leads.
     Follow(watch::Receiver<Option<Renewal>>),
+    /// It may come again: another flight has its place.
+    Taken,
 }
 
 /// The renewals under way.
 pub(super) struct Flights {
-    under_way: Mutex<HashMap<Flight, watch::Receiver<Option<Renewal>>>>,
-    failed: Cache<Flight, Failure>,
+    under_way: Mutex<HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>>,
+    failed: Cache<Place, Failure>,
     touched: Cache<SessionKey, ()>,
     clock: Arc<dyn Clock>,
 }
@@ -50,6 +62,7 @@ pub(super) struct Flights {
 /// What failed, and how often in a row.
 #[derive(Clone)]
 struct Failure {
+    flight: Flight,
     renewal: Renewal,
     times: u32,
     at: Timestamp,
@@ -70,35 +83,41 @@ impl Flights {
         Self { under_way: Mutex::default(), failed, touched, clock }
     }
 
-    /// Joins the flight, or leads it when there is none.
+    /// Joins the flight, or leads it when its place is free.
     pub(super) fn join_or_lead(&self, flight: &Flight) -> Part {
-        let mut under_way = self.lock();
-        if let Some(follow) = under_way.get(flight) {
-            return Part::Follow(follow.clone());
+        match self.lock().entry(flight.place()) {
+            Entry::Vacant(place) => {
+                let (lead, follow) = watch::channel(None);
+                place.insert((flight.clone(), follow));
+                Part::Lead(lead)
+            }
+            Entry::Occupied(place) if place.get().0 == *flight => Part::Follow(place.get().1.clone()),
+            Entry::Occupied(_) => Part::Taken,
         }
-        let (lead, follow) = watch::channel(None);
-        under_way.insert(flight.clone(), follow);
-        Part::Lead(lead)
     }
 
     /// Ends the flight with what came of it.
     pub(super) fn land(&self, flight: &Flight, lead: &watch::Sender<Option<Renewal>>, renewal: Renewal) {
         if matches!(renewal, Renewal::Failed(_)) {
-            let times = self.failed.get(flight).map_or(0, |before| before.times + 1);
+            let times = self.failure_of(flight).map_or(0, |before| before.times + 1);
             let cool_down = jittered((COOL_DOWN * 2_u32.pow(times.min(6))).min(LONGEST_BEHIND));
-            let failure = Failure { renewal: renewal.clone(), times, at: self.clock.now(), cool_down };
-            self.failed.insert(flight.clone(), failure);
+            let (flight, renewal) = (flight.clone(), renewal.clone());
+            self.failed.insert(flight.place(), Failure { flight, renewal, times, at: self.clock.now(), cool_down });
         } else {
-            self.failed.invalidate(flight);
+            self.failed.invalidate(&flight.place());
         }
-        self.lock().remove(flight);
+        self.lock().remove(&flight.place());
         lead.send_replace(Some(renewal));
     }
 
     /// What failed a moment ago, and is left alone for `longest` at most.
     pub(super) fn failed_just_now(&self, flight: &Flight, longest: Duration) -> Option<Renewal> {
-        let failure = self.failed.get(flight)?;
+        let failure = self.failure_of(flight)?;
         (self.clock.now().since(failure.at) < failure.cool_down.min(longest)).then_some(failure.renewal)
+    }
+
+    fn failure_of(&self, flight: &Flight) -> Option<Failure> {
+        self.failed.get(&flight.place()).filter(|failure| failure.flight == *flight)
     }
 
     /// Whether the caller is the first in a while to record a use of the session.
@@ -106,7 +125,7 @@ impl Flights {
         self.touched.entry(key).or_insert(()).is_fresh()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Flight, watch::Receiver<Option<Renewal>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -141,5 +160,24 @@ mod tests {
         land(Renewal::Failed(GatewayError::Internal("it failed")));
         clock.advance(COOL_DOWN);
         assert!(!rests(LONGEST_BEHIND), "and begins anew");
+    }
+
+    #[test]
+    fn a_half_is_renewed_and_switched_by_one_flight_each_at_a_time() {
+        let flights = Flights::new(Arc::new(ShiftedClock::default()));
+        let key = SessionKey::from_bytes([1; 16]);
+        let flight = |legal_entity| Flight { key, scope: Scope::Customer, legal_entity };
+        let entity = |name: &str| flight(Some(Some(name.to_owned())));
+        let Part::Lead(renewal) = flights.join_or_lead(&flight(None)) else { panic!("somebody leads") };
+        let Part::Lead(switch) = flights.join_or_lead(&entity("LE1")) else { panic!("somebody leads") };
+        assert!(matches!(flights.join_or_lead(&entity("LE1")), Part::Follow(_)));
+        assert!(matches!(flights.join_or_lead(&entity("LE2")), Part::Taken));
+        assert!(matches!(flights.join_or_lead(&flight(Some(None))), Part::Taken));
+        flights.land(&flight(None), &renewal, Renewal::Ended);
+        assert!(matches!(flights.join_or_lead(&entity("LE2")), Part::Taken));
+        flights.land(&entity("LE1"), &switch, Renewal::Failed(GatewayError::Internal("it failed")));
+        assert!(flights.failed_just_now(&entity("LE1"), LONGEST_AWAITED).is_some());
+        assert!(flights.failed_just_now(&entity("LE2"), LONGEST_AWAITED).is_none(), "it says nothing of another");
+        assert!(matches!(flights.join_or_lead(&entity("LE2")), Part::Lead(_)));
     }
 }

@@ -60,6 +60,7 @@ impl Broker {
             return Err(failed);
         }
         match self.flights.join_or_lead(&flight) {
+            Part::Taken => Err(Renewal::Failed(GatewayError::RateLimited { retry_after: 1 })),
             Part::Follow(follow) => {
                 self.metrics.refreshes.count(half(scope), RefreshOutcome::Joined);
                 self.metrics.emporix_saved.count(Saved::RefreshJoined);

@@ -227,3 +227,24 @@ async fn a_refresh_that_waits_while_another_customer_signs_in_gets_nothing_of_th
     assert_eq!(jane.status, 200, "{}", jane.text);
     assert_eq!((waited.status, waited.code()), (401, "session_ended".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_switches_its_legal_entity_once_at_a_time() {
+    let world = World::new().await;
+    let john = world.customer().await;
+    world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 600})).await;
+    let switch = async |entity: &str| world.refresh(&john.tokens.refresh, &format!("&legalEntityId={entity}")).await;
+    let others = async {
+        eventually("a switch is under way", async || world.simulator.calls("refresh").await == 1).await;
+        for entity in ["LE2", "LE3", "LE4"] {
+            let other = switch(entity).await;
+            assert_eq!((other.status, other.code().as_str()), (429, "rate_limited"), "{}", other.text);
+            assert_eq!(other.header("retry-after"), "1");
+        }
+    };
+    let (first, same, ()) = tokio::join!(switch("LE1"), switch("LE1"), others);
+    assert_eq!((first.status, same.status), (200, 200), "{} {}", first.text, same.text);
+    assert_eq!(world.simulator.calls("refresh").await, 1);
+    assert_eq!(switch("LE2").await.status, 200, "then it is the next one's turn");
+    assert_eq!(world.rights(&john.tokens.access).await, JOHN);
+}
