@@ -19,6 +19,10 @@ use crate::session::{
 use crate::store::Alias;
 use crate::telemetry::{Decision, Saved};
 
+/// What a request is told whose new token the API calls over. The API's 401 would have clients log a session out that may
+/// well live.
+const CALLED_OVER: GatewayError = GatewayError::IdentityUnavailable("the API calls a new token over");
+
 /// What a route demands of a request.
 #[derive(Debug)]
 pub struct Demand<'r> {
@@ -303,6 +307,9 @@ impl Broker {
         demand: &Demand<'_>,
     ) -> Result<Option<Permit>, GatewayError> {
         let now = self.clock.now();
+        if self.flights.were_unwanted(*permit.key(), permit.scope(), permit.generation()) {
+            return Err(CALLED_OVER);
+        }
         if matches!(demand.access, Access::Service(_)) {
             return self.renew_service(permit, demand).await.map(Some);
         }
@@ -319,6 +326,12 @@ impl Broker {
             Renewal::Ended => Ok(None),
             Renewal::Failed(error) => Err(error),
         }
+    }
+
+    /// Upstream does not honour the renewed tokens of `permit` either: another renewal would not mend it for a while.
+    pub fn note_unwanted(&self, permit: &Permit) -> GatewayError {
+        self.flights.note_unwanted(*permit.key(), permit.scope(), permit.generation());
+        CALLED_OVER
     }
 
     fn renew_behind(self: &Arc<Self>, ready: &Arc<ReadySession>, scope: Scope) {

@@ -55,18 +55,38 @@ pub(super) enum Part {
 pub(super) struct Flights {
     under_way: Mutex<HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>>,
     failed: Cache<Place, Failure>,
+    /// New tokens that the API called over, by their half, and their generation.
+    unwanted: Cache<(SessionKey, Scope), (u64, Rest)>,
     touched: Cache<SessionKey, ()>,
     clock: Arc<dyn Clock>,
 }
 
-/// What failed, and how often in a row.
+/// What failed, and the rest that follows.
 #[derive(Clone)]
 struct Failure {
     flight: Flight,
     renewal: Renewal,
+    rest: Rest,
+}
+
+/// A rest after something failed, so often in a row.
+#[derive(Clone, Copy)]
+struct Rest {
     times: u32,
-    at: Timestamp,
-    cool_down: Duration,
+    since: Timestamp,
+    length: Duration,
+}
+
+impl Rest {
+    fn after(earlier: Option<Self>, now: Timestamp) -> Self {
+        let times = earlier.map_or(0, |earlier| earlier.times + 1);
+        let length = jittered((COOL_DOWN * 2_u32.pow(times.min(6))).min(LONGEST_BEHIND));
+        Self { times, since: now, length }
+    }
+
+    fn lasts(&self, now: Timestamp, longest: Duration) -> bool {
+        now.since(self.since) < self.length.min(longest)
+    }
 }
 
 /// For how long what failed is not tried again: at first, and at most while nobody waits for it and while somebody does.
@@ -79,8 +99,9 @@ impl Flights {
     /// No renewal is under way yet.
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         let failed = Cache::builder().max_capacity(50_000).time_to_live(2 * LONGEST_BEHIND).build();
+        let unwanted = Cache::builder().max_capacity(50_000).time_to_live(2 * LONGEST_BEHIND).build();
         let touched = Cache::builder().max_capacity(50_000).time_to_live(Duration::from_secs(5)).build();
-        Self { under_way: Mutex::default(), failed, touched, clock }
+        Self { under_way: Mutex::default(), failed, unwanted, touched, clock }
     }
 
     /// Joins the flight, or leads it when its place is free.
@@ -99,10 +120,9 @@ impl Flights {
     /// Ends the flight with what came of it.
     pub(super) fn land(&self, flight: &Flight, lead: &watch::Sender<Option<Renewal>>, renewal: Renewal) {
         if matches!(renewal, Renewal::Failed(_)) {
-            let times = self.failure_of(flight).map_or(0, |before| before.times + 1);
-            let cool_down = jittered((COOL_DOWN * 2_u32.pow(times.min(6))).min(LONGEST_BEHIND));
+            let rest = Rest::after(self.failure_of(flight).map(|failure| failure.rest), self.clock.now());
             let (flight, renewal) = (flight.clone(), renewal.clone());
-            self.failed.insert(flight.place(), Failure { flight, renewal, times, at: self.clock.now(), cool_down });
+            self.failed.insert(flight.place(), Failure { flight, renewal, rest });
         } else {
             self.failed.invalidate(&flight.place());
         }
@@ -113,11 +133,28 @@ impl Flights {
     /// What failed a moment ago, and is left alone for `longest` at most.
     pub(super) fn failed_just_now(&self, flight: &Flight, longest: Duration) -> Option<Renewal> {
         let failure = self.failure_of(flight)?;
-        (self.clock.now().since(failure.at) < failure.cool_down.min(longest)).then_some(failure.renewal)
+        failure.rest.lasts(self.clock.now(), longest).then_some(failure.renewal)
     }
 
     fn failure_of(&self, flight: &Flight) -> Option<Failure> {
         self.failed.get(&flight.place()).filter(|failure| failure.flight == *flight)
+    }
+
+    /// Takes note that the API called the tokens of `generation` over when they were new.
+    pub(super) fn note_unwanted(&self, key: SessionKey, scope: Scope, generation: u64) {
+        let earlier = self.unwanted.get(&(key, scope));
+        let rest = match earlier {
+            Some((known, rest)) if known == generation => rest,
+            _ => Rest::after(earlier.map(|(_, rest)| rest), self.clock.now()),
+        };
+        self.unwanted.insert((key, scope), (generation, rest));
+    }
+
+    /// Whether that happened to them a moment ago: newer ones are not likely to fare better.
+    pub(super) fn were_unwanted(&self, key: SessionKey, scope: Scope, generation: u64) -> bool {
+        let now = self.clock.now();
+        let known = self.unwanted.get(&(key, scope)).filter(|(known, _)| *known == generation);
+        known.is_some_and(|(_, rest)| rest.lasts(now, LONGEST_BEHIND))
     }
 
     /// Whether the caller is the first in a while to record a use of the session.
@@ -160,6 +197,27 @@ mod tests {
         land(Renewal::Failed(GatewayError::Internal("it failed")));
         clock.advance(COOL_DOWN);
         assert!(!rests(LONGEST_BEHIND), "and begins anew");
+    }
+
+    #[test]
+    fn new_tokens_that_the_api_calls_over_are_renewed_ever_more_seldom() {
+        let clock = Arc::new(ShiftedClock::default());
+        let (flights, key) = (Flights::new(clock.clone()), SessionKey::from_bytes([1; 16]));
+        let rests = |generation| flights.were_unwanted(key, Scope::Customer, generation);
+        for generation in 0..10 {
+            assert!(!rests(generation), "newer ones are tried");
+            for _ in 0..100 {
+                flights.note_unwanted(key, Scope::Customer, generation);
+            }
+            assert!(rests(generation));
+            clock.advance(COOL_DOWN);
+            assert_eq!(rests(generation), generation > 0, "at first it is a short rest, however many saw it");
+        }
+        clock.advance(Duration::from_secs(28));
+        assert!(rests(9), "half a minute at least");
+        clock.advance(LONGEST_BEHIND);
+        assert!(!rests(9));
+        assert!(!flights.were_unwanted(key, Scope::Anonymous, 9));
     }
 
     #[test]

@@ -110,9 +110,8 @@ impl Gateway {
     ) -> Result<Refusal<'_>, GatewayError> {
         let (body, complete) = read_refusal(&mut line).await?;
         if complete && means_expired(&head, &body.concat()) {
-            // Passed on, the 401 would have clients log a session out that may well live.
             if renewed {
-                return Err(GatewayError::IdentityUnavailable("the API calls a new token over"));
+                return Err(self.broker.note_unwanted(permit));
             }
             let leave = self.repeats.turn(|| self.under_way()).await;
             let leave = leave.ok_or(GatewayError::IdentityUnavailable("too many requests are being repeated"))?;

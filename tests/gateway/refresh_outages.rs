@@ -238,8 +238,8 @@ async fn a_hundred_requests_on_an_expired_session_are_one_refresh_over_two_repli
 async fn token_endpoints_that_return_meet_what_piled_up_piece_by_piece() {
     const SESSIONS: usize = 250;
     const ANSWERS_AFTER: Duration = Duration::from_millis(700);
-    /// One that tries, and then as many as there may be at once; and again when those are answered.
-    const MOST_IN_THREE_ROUNDS: u64 = 1 + 2 * 64;
+    /// As many as there may be at once, and again when those are answered; one round more for a slow machine.
+    const MOST_IN_THREE_ROUNDS: u64 = 3 * 64;
     let unthrottled = r#"{"burst": 100000, "per_minute": 100000}"#;
     let limits = ["SIGN_IN_PER_ACCOUNT", "SIGN_IN_PER_ADDRESS", "VISITORS_PER_ADDRESS"];
     let unlimited = |builder: Builder, limit: &&str| builder.set(&format!("LIMITS__{limit}"), unthrottled);
@@ -270,7 +270,7 @@ async fn token_endpoints_that_return_meet_what_piled_up_piece_by_piece() {
     world.simulator.fault(json!({"operation": "refresh", "mode": "delay", "delay_ms": 700})).await;
     world.simulator.forget_calls().await;
     eventually("one call goes ahead", async || world.simulator.calls("refresh").await > 0).await;
-    tokio::time::sleep(ANSWERS_AFTER.mul_f32(2.5)).await;
+    tokio::time::sleep(ANSWERS_AFTER.mul_f32(1.5)).await;
     let calls = world.simulator.calls("refresh").await;
     assert!(calls <= MOST_IN_THREE_ROUNDS, "{calls} calls");
     for client in served {
@@ -390,10 +390,16 @@ async fn an_api_that_calls_every_token_over_logs_nobody_out() {
     let fault =
         json!({"fault": {"faultstring": "x", "detail": {"errorcode": "keymanagement.service.access_token_expired"}}});
     world.simulator.fault(json!({"operation": "api", "mode": "status", "status": 401, "body": fault})).await;
-    let answer = me(&world, 0, &customer.tokens.access).await;
-    assert_eq!((answer.status, answer.code().as_str()), (503, "identity_unavailable"), "{}", answer.text);
+    let products = async || world.ask("GET /product/acme/products").send().await;
+    for _ in 0..40 {
+        for answer in [me(&world, 0, &customer.tokens.access).await, products().await] {
+            assert_eq!((answer.status, answer.code().as_str()), (503, "identity_unavailable"), "{}", answer.text);
+        }
+    }
+    let (redeems, minted) = (world.simulator.calls("refresh").await, world.simulator.calls("anonymous_login").await);
+    assert!((1..=4).contains(&redeems) && (2..=12).contains(&minted), "{redeems} redeems, {minted} guest tokens");
     world.simulator.heal().await;
-    eventually("it heals", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+    assert_eq!((me(&world, 0, &customer.tokens.access).await.status, products().await.status), (200, 200), "it heals");
 }
 
 #[tokio::test(flavor = "multi_thread")]
