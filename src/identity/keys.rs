@@ -1,5 +1,6 @@
 //! The keys that `saas_token` signatures are checked against, by tenant.
-//! A key set is fetched when first needed and again for an unknown `kid`, at a bounded rate; a failed fetch keeps the old keys.
+//! A key set is fetched when first needed and again for an unknown `kid`, at a bounded rate; a failed fetch keeps the old keys
+//! and is soon repeated.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,6 +21,9 @@ use crate::session::saas_token::{self, BadToken, Claims, SaasRules, VerifyingKey
 
 /// Least time between two fetches of one key set.
 const FETCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The same after the first fetch that failed; twice as long after each further one.
+const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a `saas_token` was not verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +75,7 @@ impl SaasVerifier {
             Keys::Passphrase(key) => Ok(saas_token::verify(token, &VerifyingKey::Known(key), &self.rules, now)?),
             Keys::Set(set) => {
                 let key_id = saas_token::key_id(token, &self.rules)?;
-                let (key, algorithm) = &*set.find(key_id.as_deref(), now).await?;
+                let (key, algorithm) = &*set.find(key_id.as_deref(), self.clock.as_ref()).await?;
                 let rules = SaasRules { algorithms: vec![*algorithm], leeway: self.rules.leeway };
                 Ok(saas_token::verify(token, &VerifyingKey::Known(key), &rules, now)?)
             }
@@ -107,7 +111,26 @@ enum KeySource {
 struct KeySet {
     source: KeySource,
     known: ArcSwap<HashMap<String, KnownKey>>,
-    fetched_at: Mutex<Option<Timestamp>>,
+    next_fetch: Mutex<NextFetch>,
+}
+
+/// When the set may be fetched again.
+#[derive(Default)]
+struct NextFetch {
+    due_at: Timestamp,
+    /// Fetches that failed since the last one that did not.
+    failures: u32,
+}
+
+impl NextFetch {
+    fn note(&mut self, succeeded: bool, now: Timestamp) {
+        self.failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
+        let wait = match self.failures {
+            0 => FETCH_INTERVAL,
+            failures => (REPEAT_AFTER * 2_u32.pow((failures - 1).min(6))).min(FETCH_INTERVAL),
+        };
+        self.due_at = now.after(wait);
+    }
 }
 
 impl KeySet {
@@ -116,20 +139,20 @@ impl KeySet {
             (Some(file), _) => KeySource::File(file.clone()),
             (None, url) => KeySource::Url(url.clone().unwrap_or_default(), client),
         };
-        Self { source, known: ArcSwap::default(), fetched_at: Mutex::new(None) }
+        Self { source, known: ArcSwap::default(), next_fetch: Mutex::default() }
     }
 
-    async fn find(&self, key_id: Option<&str>, now: Timestamp) -> Result<KnownKey, Unverified> {
+    async fn find(&self, key_id: Option<&str>, clock: &dyn Clock) -> Result<KnownKey, Unverified> {
         if let Some(key) = self.known_key(key_id) {
             return Ok(key);
         }
-        let mut fetched_at = self.fetched_at.lock().await;
+        let mut next_fetch = self.next_fetch.lock().await;
         if let Some(key) = self.known_key(key_id) {
             return Ok(key);
         }
-        if fetched_at.is_none_or(|at| now.since(at) >= FETCH_INTERVAL) {
-            *fetched_at = Some(now);
-            self.fetch().await;
+        if clock.now() >= next_fetch.due_at {
+            let succeeded = self.fetch().await;
+            next_fetch.note(succeeded, clock.now());
         }
         let unknown = if self.known.load().is_empty() { Unverified::NoKeys } else { BadToken::Signature.into() };
         self.known_key(key_id).ok_or(unknown)
@@ -145,7 +168,8 @@ impl KeySet {
         }
     }
 
-    async fn fetch(&self) {
+    /// Fetches the set, and says whether it has keys.
+    async fn fetch(&self) -> bool {
         const MOST_BYTES: usize = 256 * 1024;
         let body = match &self.source {
             KeySource::File(file) => tokio::fs::read(file).await.ok(),
@@ -154,10 +178,13 @@ impl KeySet {
                 _ => None,
             },
         };
-        match body.as_deref().and_then(parse_set) {
+        let keys = body.as_deref().and_then(parse_set).filter(|keys| !keys.is_empty());
+        let succeeded = keys.is_some();
+        match keys {
             Some(keys) => self.known.store(Arc::new(keys)),
             None => tracing::warn!("the saas_token key set cannot be read; the known keys stay"),
         }
+        succeeded
     }
 }
 
@@ -189,6 +216,8 @@ fn usable(key: &Jwk) -> Option<(String, KnownKey)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use jsonwebtoken::{EncodingKey, Header};
     use serde_json::json;
 
@@ -219,21 +248,82 @@ mod tests {
         SaasVerifier::new(&section, super::super::emporix::client(Duration::from_secs(1)).unwrap(), clock)
     }
 
+    fn fetching(url: String, clock: Arc<ShiftedClock>) -> SaasVerifier {
+        let section =
+            SaasTokenSection { mode: SaasTokenMode::Jwks, jwks_url: Some(url), ..SaasTokenSection::default() };
+        SaasVerifier::new(&section, super::super::emporix::client(Duration::from_secs(1)).unwrap(), clock)
+    }
+
     #[tokio::test]
     async fn an_unknown_key_id_fetches_the_set_again_at_a_bounded_rate() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("keys.json");
         let clock = Arc::new(ShiftedClock::default());
         let verifier = verifier(&file, clock.clone());
-        assert_eq!(verifier.verify(&token("one")).await, Err(Unverified::NoKeys));
         std::fs::write(&file, json!({"keys": [key("one"), {"kty": "martian"}]}).to_string()).unwrap();
-        assert_eq!(verifier.verify(&token("one")).await, Err(Unverified::NoKeys));
-        clock.advance(FETCH_INTERVAL);
         assert_eq!(verifier.verify(&token("one")).await.unwrap().customer_id, "13869000");
         std::fs::write(&file, json!({"keys": [key("two")]}).to_string()).unwrap();
         assert_eq!(verifier.verify(&token("two")).await, Err(BadToken::Signature.into()));
         clock.advance(FETCH_INTERVAL);
         assert!(verifier.verify(&token("two")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_fails_is_soon_repeated_and_takes_no_known_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.json");
+        let clock = Arc::new(ShiftedClock::default());
+        let verifier = verifier(&file, clock.clone());
+        assert_eq!(verifier.verify(&token("one")).await, Err(Unverified::NoKeys));
+        std::fs::write(&file, json!({"keys": [key("one")]}).to_string()).unwrap();
+        clock.advance(REPEAT_AFTER);
+        assert!(verifier.verify(&token("one")).await.is_ok());
+        for unreadable in ["<html>", r#"{"keys": []}"#] {
+            std::fs::write(&file, unreadable).unwrap();
+            clock.advance(FETCH_INTERVAL);
+            assert_eq!(verifier.verify(&token("two")).await, Err(BadToken::Signature.into()));
+            assert!(verifier.verify(&token("one")).await.is_ok(), "{unreadable}");
+        }
+        std::fs::write(&file, json!({"keys": [key("two")]}).to_string()).unwrap();
+        clock.advance(2 * REPEAT_AFTER);
+        assert!(verifier.verify(&token("two")).await.is_ok());
+    }
+
+    #[test]
+    fn fetches_that_fail_are_repeated_ever_more_seldom() {
+        let (mut next, now) = (NextFetch::default(), Timestamp::from_seconds(1_000));
+        let mut waits = |succeeded| {
+            next.note(succeeded, now);
+            next.due_at.since(now).as_secs()
+        };
+        assert_eq!([false; 9].map(&mut waits), [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!([true, false].map(waits), [60, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_slow_fetch_that_fails_is_not_repeated_by_each_who_waited_for_it() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+        let (clock, asked) = (Arc::new(ShiftedClock::default()), Arc::new(AtomicUsize::new(0)));
+        let (slow, count) = (clock.clone(), asked.clone());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = stream.read(&mut [0; 4096]).await;
+                slow.advance(10 * REPEAT_AFTER);
+                let _ = stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+            }
+        });
+        let verifier = Arc::new(fetching(url, clock));
+        let mut verdicts = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let verifier = verifier.clone();
+            verdicts.spawn(async move { verifier.verify(&token("one")).await });
+        }
+        assert!(verdicts.join_all().await.iter().all(|verdict| *verdict == Err(Unverified::NoKeys)));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]
@@ -251,10 +341,7 @@ mod tests {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
             stream.write_all((head + &body).as_bytes()).await.unwrap();
         });
-        let section =
-            SaasTokenSection { mode: SaasTokenMode::Jwks, jwks_url: Some(url), ..SaasTokenSection::default() };
-        let client = super::super::emporix::client(Duration::from_secs(1)).unwrap();
-        let verifier = Arc::new(SaasVerifier::new(&section, client, Arc::new(ShiftedClock::default())));
+        let verifier = Arc::new(fetching(url, Arc::default()));
         let mut verdicts = tokio::task::JoinSet::new();
         for _ in 0..10 {
             let verifier = verifier.clone();
