@@ -263,6 +263,41 @@ mod tests {
     }
 
     #[test]
+    fn a_refresh_token_is_believed_for_as_long_as_its_answer_says_and_no_longer() {
+        let in_seconds = |seconds| NOW.after(Duration::from_secs(seconds));
+        for (life, expected) in [
+            (serde_json::json!(86_399), in_seconds(86_399)),
+            (serde_json::json!("86399"), in_seconds(86_399)),
+            (serde_json::json!(86_399.9), in_seconds(86_399)),
+            (serde_json::json!(" 86399.9 "), in_seconds(86_399)),
+            (serde_json::json!(1e18), Timestamp::NEVER),
+            (serde_json::json!("1e18"), Timestamp::NEVER),
+            (serde_json::json!(u64::MAX), Timestamp::NEVER),
+            (serde_json::json!("inf"), Timestamp::NEVER),
+            (serde_json::json!(0), NOW),
+            (serde_json::json!(-1), NOW),
+            (serde_json::json!("-1"), NOW),
+            (serde_json::json!(-1e18), NOW),
+            (serde_json::json!("NaN"), NOW),
+            (serde_json::json!("soon"), NOW),
+            (serde_json::json!(""), NOW),
+            (serde_json::json!(true), NOW),
+            (serde_json::json!([86_399]), NOW),
+            (serde_json::json!(null), NOW),
+        ] {
+            for spelling in ["refresh_token_expires_in", "refreshTokenExpiresIn"] {
+                let answer =
+                    serde_json::json!({"access_token": "a", "expires_in": 60, "refresh_token": "r", spelling: life});
+                let tokens = read(&answer).unwrap().tokens;
+                assert_eq!(tokens.refresh_expires_at, expected, "{answer}");
+                assert_eq!(tokens.access_expires_at, in_seconds(60), "{answer}");
+            }
+        }
+        let untold = serde_json::json!({"access_token": "a", "expires_in": 60, "refresh_token": "r"});
+        assert_eq!(read(&untold).unwrap().tokens.refresh_expires_at, NOW);
+    }
+
+    #[test]
     fn a_retry_after_is_seconds_or_a_date_and_neither_nothing_nor_for_ever() {
         let now = Timestamp::from_seconds(784_111_777); // The dates of RFC 9110, section 5.6.7.
         for (value, expected) in [

@@ -201,14 +201,9 @@ impl Session {
     /// When the handles of `scope` end unless they are used again: never later than the tokens behind them can be renewed.
     #[must_use]
     pub fn scope_expires_at(&self, scope: Scope, limits: &LifeLimits) -> Timestamp {
-        let session = self.expires_at(limits);
-        let Some(tokens) = self.tokens(scope) else { return Timestamp::default() };
-        let renewable = match scope {
-            Scope::Anonymous if tokens.refresh.is_some() => tokens.refresh_expires_at,
-            Scope::Anonymous => tokens.access_expires_at,
-            Scope::Customer => tokens.lifetime(limits.refresh_margin).ends_at(),
-        };
-        session.min(renewable)
+        self.tokens(scope).map_or_else(Timestamp::default, |tokens| {
+            self.expires_at(limits).min(tokens.lifetime(limits.refresh_margin).ends_at())
+        })
     }
 
     /// When the next use of the session is worth recording: uses are recorded to a tenth of the idle time at least.

@@ -199,6 +199,22 @@ async fn a_renewed_token_that_is_called_over_when_it_comes_is_used_and_not_renew
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_customer_whose_refresh_token_is_over_when_it_comes_is_served_while_access_lives() {
+    let world = World::new().await;
+    world.simulator.set(json!({"customer_refresh_ttl": 0, "customer_access_ttl": 600})).await;
+    let john = world.customer().await;
+    let answer = world.refresh(&john.tokens.refresh, "").await;
+    let life = answer.json()["expires_in"].as_u64().unwrap();
+    assert!((590..=600).contains(&life), "{}", answer.text);
+    world.clock.advance(Duration::from_secs(550));
+    assert_eq!(world.rights(&john.tokens.access).await, JOHN);
+    world.clock.advance(Duration::from_secs(60));
+    assert_dead(&world.refresh(&Tokens::of(&answer).refresh, "").await);
+    assert_eq!(world.rights(&john.tokens.access).await, "session_ended");
+    assert_eq!(world.simulator.calls("refresh").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_tabs_that_refresh_with_one_handle_both_keep_what_they_got() {
     let world = World::new().await;
     let customer = world.customer().await;

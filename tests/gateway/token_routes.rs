@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::steps::{ANONYMOUS_DUE, ANONYMOUS_LOGIN, GUEST, assert_dead, john, visiting};
 use crate::world::{Answer, Tokens, World};
 
@@ -95,6 +97,23 @@ async fn an_anonymous_answer_never_promises_more_than_upstreams_refresh_token_ho
     let life = answer["expires_in"].as_u64().unwrap();
     assert!((86_000..=86_399).contains(&life), "{life}");
     assert_eq!(answer["expires_in"], answer["refresh_token_expires_in"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visit_whose_refresh_token_is_over_when_it_comes_lasts_as_long_as_its_access_token() {
+    let world = World::new().await;
+    world.simulator.set(json!({"anonymous_refresh_ttl": 0})).await;
+    let answer = world.ask(ANONYMOUS_LOGIN).send().await;
+    let life = answer.json()["expires_in"].as_u64().unwrap();
+    assert!((3_500..=3_599).contains(&life), "{life}");
+    let visit = Tokens::of(&answer);
+    world.clock.advance(Duration::from_secs(3_500));
+    assert_eq!(world.rights(&visit.access).await, GUEST);
+    let again = Tokens::of(&world.ask(ANONYMOUS_LOGIN).bearer(&visit.access).send().await);
+    assert_eq!(again.session_id, visit.session_id);
+    assert_eq!(world.simulator.calls("anonymous_refresh").await, 0);
+    world.clock.advance(Duration::from_secs(100));
+    assert_ne!(world.rights(&visit.access).await, GUEST);
 }
 
 #[tokio::test(flavor = "multi_thread")]
