@@ -35,6 +35,8 @@ pub(super) struct Flight {
 /// One half has room for two flights: a renewal and a switch. The lease puts them in order.
 type Place = (SessionKey, Scope, bool);
 
+type UnderWay = HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>;
+
 impl Flight {
     const fn place(&self) -> Place {
         (self.key, self.scope, self.legal_entity.is_some())
@@ -53,7 +55,7 @@ pub(super) enum Part {
 
 /// The renewals under way.
 pub(super) struct Flights {
-    under_way: Mutex<HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>>,
+    under_way: Mutex<UnderWay>,
     failed: Cache<Place, Failure>,
     /// New tokens that the API called over, by their half, and their generation.
     unwanted: Cache<(SessionKey, Scope), (u64, Rest)>,
@@ -162,7 +164,7 @@ impl Flights {
         self.touched.entry(key).or_insert(()).is_fresh()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, (Flight, watch::Receiver<Option<Renewal>>)>> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
