@@ -103,7 +103,7 @@ impl Broker {
             }
             Err(error) => return Err(error.into()),
         };
-        let access_expires_at = now.after(Duration::from_secs(known.expires_in));
+        let access_expires_at = now.after(known.expires_in);
         let limits = self.store.limits();
         let mut session = Session::new(SessionKey::random()?, *tenant, Transport::Handle, now, limits);
         session.upgrade(

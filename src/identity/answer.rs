@@ -116,8 +116,8 @@ fn token(answer: &Map<String, Value>, snake: &str, camel: &str) -> Result<Option
     }
 }
 
-/// Emporix types lifetimes as numbers or as text; negative and unreadable ones are over at once.
-fn lifetime(value: Option<&Value>) -> Option<Duration> {
+/// Emporix types lifetimes as numbers or as text. Negative ones are over at once, and what is neither is none.
+pub(super) fn lifetime(value: Option<&Value>) -> Option<Duration> {
     let seconds = match value? {
         Value::Number(number) => number.as_u64().or_else(|| number.as_f64().map(saturated))?,
         Value::String(text) => text.trim().parse::<f64>().ok().map(saturated)?,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use url::form_urlencoded::Serializer;
 
-use super::answer::{is_identifier, read_error, read_retry_after};
+use super::answer::{is_identifier, lifetime, read_error, read_retry_after};
 use super::breaker::Breakers;
 use super::{Grant, IdentityError, IdentityProvider, Introspection, Issued, ServiceClient};
 use crate::clock::{Clock, Timestamp};
@@ -360,10 +360,7 @@ impl IdentityProvider for Emporix {
             is_identifier(text).then(|| text.to_owned())
         };
         Ok(Introspection {
-            expires_in: validity
-                .get("expires_in")
-                .and_then(Value::as_u64)
-                .ok_or(IdentityError::Unreadable("no life time"))?,
+            expires_in: lifetime(validity.get("expires_in")).ok_or(IdentityError::Unreadable("no life time"))?,
             session_id: text(&validity, "sessionId"),
             customer_id: text(&profile, "customerNumber").ok_or(IdentityError::Unreadable("no customer number"))?,
             legal_entity_id: text(&validity, "legalEntityId"),

@@ -8,6 +8,8 @@ pub mod emporix;
 pub mod keys;
 pub mod webhook;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde::Serialize;
 
@@ -87,8 +89,8 @@ pub struct ServiceClient {
 /// What Emporix says of a customer's access token.
 #[derive(Debug)]
 pub struct Introspection {
-    /// Seconds of life left.
-    pub expires_in: u64,
+    /// The life that is left to it.
+    pub expires_in: Duration,
     /// Emporix' id of the visit.
     pub session_id: Option<String>,
     /// The customer number.

@@ -338,6 +338,23 @@ async fn a_shop_that_moves_over_has_its_customers_bearers_adopted_until_a_date()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bearer_is_adopted_for_the_life_that_emporix_tells_as_a_number_or_as_text() {
+    for life in [json!(600), json!("600"), json!("600.5")] {
+        let adopt = World::builder().set("TENANTS__ACME__FOREIGN_BEARER__MODE", "adopt");
+        let world = adopt.set("TENANTS__ACME__FOREIGN_BEARER__UNTIL", "2099-01-01T00:00:00Z").start().await;
+        let foreign = real_customer_token(&world).await;
+        let validity = json!({"operation": "validate", "mode": "status", "status": 200, "body": {"expires_in": life}});
+        world.simulator.fault(validity).await;
+        let me = || world.ask("GET /customer/acme/me").bearer(&foreign).send();
+        assert_eq!(me().await.status, 200, "{life}");
+        world.clock.advance(Duration::from_secs(550));
+        assert_eq!(me().await.status, 200, "{life}");
+        world.clock.advance(Duration::from_secs(60));
+        assert_eq!(refused(&me().await), (401, "session_ended".to_owned()), "{life}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_adopted_bearer_is_nothing_on_token_routes() {
     let adopt = World::builder().set("TENANTS__ACME__FOREIGN_BEARER__MODE", "adopt");
     let world = adopt.set("TENANTS__ACME__FOREIGN_BEARER__UNTIL", "2099-01-01T00:00:00Z").start().await;
