@@ -33,10 +33,10 @@ Look at `gateway_emporix_calls_total` for the call that fails and how: `unavaila
 have. Each answer comes within `identity.timeout`. Five calls of a kind in a row without an answer open the breaker of this
 kind (`gateway_breaker_events_total`, `dependency` names the kind): requests are then refused at once (`refused`), and one
 call tries again after a second, later after five. A 429 holds calls of its kind back for as long as it says, 60 s at most, and
-up to a quarter longer; then one call tries again. A login's holds nobody else back. Sessions are served while their tokens live. A refresh that failed is tried again by the next
-request after a second, and twice as long after each further failure: a minute at most while the access token lives, five
-seconds when it is over; one whose answer was lost or cannot be read, once, when the access token is over. Logouts are told to Emporix
-again, `identity.revoke_attempts` times.
+up to a quarter longer; then one call tries again. A login's holds nobody else back. Sessions are served while their tokens
+live. A refresh that failed is tried again by the next request after a second, and twice as long after each further failure: a
+minute at most while the access token lives, five seconds when it is over; one whose answer was lost or cannot be read, once,
+when the access token is over. Logouts are told to Emporix again, `identity.revoke_attempts` times.
 
 ";
 
