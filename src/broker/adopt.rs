@@ -125,7 +125,7 @@ impl Broker {
             limits,
         );
         let customer = CustomerName::of(*tenant, &known.customer_id);
-        self.store.index(&customer, &session.key, limits.absolute).await?;
+        self.index(&customer, &session.key, now).await?;
         self.store.create(&session).await?;
         self.honour_epoch(&customer, &session, now).await?;
         let first = self.store.link(alias, &session.key, Collision::KeepFirst, limits.absolute).await?;

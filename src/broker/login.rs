@@ -145,10 +145,7 @@ impl Broker {
         let now = half.signed_in_at;
         let limits = *self.store.limits();
         let customer = CustomerName::of(visitor.tenant, &half.customer_id);
-        for displaced in self.store.index(&customer, &visitor.key, limits.absolute).await? {
-            // What the index does not remember could not be ended with the others.
-            self.end_behind(displaced);
-        }
+        self.index(&customer, &visitor.key, now).await?;
         self.link_jwt(&visitor, saas, limits.absolute).await?;
         let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
         let mut replaced: Option<Token> = None;

@@ -1,6 +1,7 @@
 //! Ends sessions: one, all of a customer's, or all but one.
 //! The tombstone comes first, then upstream is told; a session that is refused once stays refused.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,20 +65,31 @@ impl Broker {
 
     /// As [`Broker::revoke_all_elsewhere`], again until the store takes it.
     fn revoke_all_behind(self: &Arc<Self>, customer: CustomerName, except: Option<SessionKey>, epoch: Timestamp) {
-        const ATTEMPTS: u32 = 600;
         let broker = self.clone();
         self.go_on(async move {
-            for _ in 0..ATTEMPTS {
-                match broker.revoke_all_elsewhere(&customer, except, epoch).await {
-                    Ok(()) => return,
-                    Err(error) => {
-                        tracing::warn!(tenant = %customer.tenant, %error, "a customer's sessions are not ended yet");
-                    }
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            tracing::error!(tenant = %customer.tenant, "a customer's sessions could not be ended");
+            until_taken(&customer.tenant, || broker.revoke_all_elsewhere(&customer, except, epoch)).await;
         });
+    }
+
+    /// Notes that the session of `key` is `customer`'s, signed in at `now`. What the index has no room for any more ends:
+    /// it could not be ended with the others.
+    pub(super) async fn index(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        key: &SessionKey,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        for displaced in self.store.index(customer, key, self.store.limits().absolute).await? {
+            let (broker, customer) = (self.clone(), customer.clone());
+            self.go_on(async move {
+                let event = SessionEvent::RevokedElsewhere;
+                until_taken(&customer.tenant, || async {
+                    broker.end_theirs(&customer, &displaced, now, event, &mut Revoked::default()).await
+                })
+                .await;
+            });
+        }
+        Ok(())
     }
 
     /// Ends what the customer signed in up to `epoch`, but `except`. The epoch is raised first: it ends the logins that
@@ -96,19 +108,32 @@ impl Broker {
             if Some(key) == except {
                 continue;
             }
-            // One that an earlier attempt could not end everywhere is refused here, and still has to end.
-            let ended = match self.store.load_refused(&key).await {
-                Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
-                    self.end_found(&key, Some(session), event, revoked).await
-                }
-                Ok(_) => Ok(()),
-                // It stands in this customer's index, and opens for nobody.
-                Err(StoreError::Unreadable(_)) => self.end_found(&key, None, event, revoked).await,
-                Err(error) => Err(error),
-            };
+            let ended = self.end_theirs(customer, &key, epoch, event, revoked).await;
             fault = fault.or_else(|| ended.err());
         }
         fault.map_or(Ok(()), Err)
+    }
+
+    /// Ends the session of `key`, which stands in the customer's index, if the customer signed it in up to `epoch`. By
+    /// now it may be somebody else's.
+    async fn end_theirs(
+        self: &Arc<Self>,
+        customer: &CustomerName,
+        key: &SessionKey,
+        epoch: Timestamp,
+        event: SessionEvent,
+        revoked: &mut Revoked,
+    ) -> Result<(), StoreError> {
+        // One that an earlier attempt could not end everywhere is refused here, and still has to end.
+        match self.store.load_refused(key).await {
+            Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
+                self.end_found(key, Some(session), event, revoked).await
+            }
+            Ok(_) => Ok(()),
+            // It opens for nobody.
+            Err(StoreError::Unreadable(_)) => self.end_found(key, None, event, revoked).await,
+            Err(error) => Err(error),
+        }
     }
 
     async fn customer_session(
@@ -140,8 +165,21 @@ impl Broker {
             self.remove_behind(ready.key);
             return Err(GatewayError::LogoutUnconfirmed);
         }
+        self.unindex_behind(customer_of(ready).ok(), ready.key);
         tracing::info!(session = %self.label(&ready.key), tenant = %ready.tenant, "logged out");
         Ok(())
+    }
+
+    /// Makes room in the customer's index. A session that has ended and stands there all the same goes with its time.
+    fn unindex_behind(self: &Arc<Self>, customer: Option<CustomerName>, key: SessionKey) {
+        let Some(customer) = customer else { return };
+        let broker = self.clone();
+        self.go_on(async move {
+            if let Err(error) = broker.store.unindex(&customer, &key).await {
+                let session = broker.label(&key);
+                tracing::debug!(%session, %error, "a session that has ended stays in its customer's index");
+            }
+        });
     }
 
     /// Ends a session that was found in the store. Where the store cannot be told it is refused here, and told later.
@@ -164,6 +202,7 @@ impl Broker {
             self.remove_behind(*key);
             return removed;
         }
+        self.unindex_behind(found.as_ref().and_then(CustomerName::of_session), *key);
         self.metrics.sessions.count(event);
         revoked.ended += 1;
         Ok(())
@@ -195,6 +234,22 @@ impl Broker {
             tracing::error!(session = %broker.label(&key), "a logout was never confirmed by the session store");
         });
     }
+}
+
+/// Makes attempts at ending a customer's sessions, until the store takes one, within reason.
+pub(super) async fn until_taken<E: Display, F>(tenant: &TenantId, attempt: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), E>>,
+{
+    const ATTEMPTS: u32 = 600;
+    for _ in 0..ATTEMPTS {
+        match attempt().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%tenant, %error, "a customer's sessions are not ended yet"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tracing::error!(%tenant, "a customer's sessions could not be ended");
 }
 
 fn customer_of(ready: &ReadySession) -> Result<CustomerName, GatewayError> {

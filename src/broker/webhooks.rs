@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::logout::until_taken;
 use super::{Broker, Tenant};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
@@ -90,9 +91,12 @@ impl Broker {
                     Addressee::Email(email) => self.customer_noted(&address_note(tenant, webhook, email)).await?,
                 };
                 let Some(customer) = customer else { return Ok(WebhookOutcome::Ignored) };
-                let note = mail_token_note(tenant, webhook, token);
-                self.store.note(&note, customer.hash(), MAIL_TOKEN_LIFE, Standing::Replace).await?;
-                Ok(WebhookOutcome::Noted)
+                let token = MailToken::of(tenant, webhook, token);
+                // Noted first, then looked for; who uses it does it the other way round. So one of both sees the other.
+                self.store.note(&token.mailed, customer.hash(), MAIL_TOKEN_LIFE, Standing::Replace).await?;
+                let Some(used_at) = self.used_at(&token).await? else { return Ok(WebhookOutcome::Noted) };
+                self.revoke_all_elsewhere(&customer, None, used_at).await?;
+                Ok(WebhookOutcome::Revoked)
             }
         }
     }
@@ -122,29 +126,34 @@ impl Broker {
         Ok(self.store.note(&note, customer.hash(), life, standing).await?)
     }
 
-    /// Ends all sessions of the customer to whom `mail_token` was mailed, if an event told; until the store takes it.
+    /// Ends what the customer to whom `mail_token` was mailed has signed in, now that it is used; until the store takes
+    /// it. Where no event told to whom, the event does it when it comes.
     pub fn end_named_behind(self: &Arc<Self>, tenant: &TenantId, mail_token: &str) {
-        const ATTEMPTS: u32 = 600;
         let Ok(webhook) = self.webhook_of(tenant) else { return };
-        let (note, epoch, broker) = (mail_token_note(tenant, &webhook, mail_token), self.clock.now(), self.clone());
+        let (token, used_at, broker) = (MailToken::of(tenant, &webhook, mail_token), self.clock.now(), self.clone());
         self.go_on(async move {
-            for _ in 0..ATTEMPTS {
-                match broker.end_named(&note, epoch).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!(tenant = %note.tenant, %error, "sessions are not ended yet"),
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            tracing::error!(tenant = %note.tenant, "a customer's sessions could not be ended");
+            until_taken(&token.used.tenant, || broker.end_named(&token, used_at)).await;
         });
     }
 
-    async fn end_named(self: &Arc<Self>, note: &NoteName, epoch: Timestamp) -> Result<(), GatewayError> {
-        let Some(customer) = self.customer_noted(note).await? else {
-            tracing::info!(tenant = %note.tenant, "no event told to whom a token was mailed: no session ends");
+    async fn end_named(self: &Arc<Self>, token: &MailToken, used_at: Timestamp) -> Result<(), GatewayError> {
+        let mut customer = self.customer_noted(&token.mailed).await?;
+        if customer.is_none() {
+            let at = used_at.millis().to_be_bytes();
+            self.store.note(&token.used, &at, MAIL_TOKEN_LIFE, Standing::Keep).await?;
+            customer = self.customer_noted(&token.mailed).await?;
+        }
+        let Some(customer) = customer else {
+            tracing::info!(tenant = %token.used.tenant, "no event told yet to whom a token was mailed: no session ends");
             return Ok(());
         };
-        Ok(self.revoke_all_elsewhere(&customer, None, epoch).await?)
+        Ok(self.revoke_all_elsewhere(&customer, None, used_at).await?)
+    }
+
+    async fn used_at(&self, token: &MailToken) -> Result<Option<Timestamp>, GatewayError> {
+        let noted = self.store.noted(&token.used).await?;
+        let millis: Option<[u8; 8]> = noted.and_then(|at| at.try_into().ok());
+        Ok(millis.map(|millis| Timestamp::from_millis(u64::from_be_bytes(millis))))
     }
 
     async fn customer_noted(&self, note: &NoteName) -> Result<Option<CustomerName>, GatewayError> {
@@ -162,6 +171,17 @@ fn address_note(tenant: &TenantId, webhook: &Webhook, email: &str) -> NoteName {
     NoteName { tenant: *tenant, kind: NoteKind::Email, hash: webhook.name_of_email(email) }
 }
 
-fn mail_token_note(tenant: &TenantId, webhook: &Webhook, token: &str) -> NoteName {
-    NoteName { tenant: *tenant, kind: NoteKind::MailToken, hash: webhook.name_of_token(token) }
+/// What is noted of a mailed token.
+struct MailToken {
+    /// To whom it was mailed.
+    mailed: NoteName,
+    /// When it was used.
+    used: NoteName,
+}
+
+impl MailToken {
+    fn of(tenant: &TenantId, webhook: &Webhook, token: &str) -> Self {
+        let mailed = NoteName { tenant: *tenant, kind: NoteKind::MailToken, hash: webhook.name_of_token(token) };
+        Self { used: NoteName { kind: NoteKind::UsedToken, ..mailed.clone() }, mailed }
+    }
 }

@@ -211,6 +211,17 @@ impl SessionStore for MemoryStore {
         Ok(displaced)
     }
 
+    async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let mut keys = state.customers.get(customer, self.clock.now()).cloned().unwrap_or_default();
+        keys.retain(|(known, _)| known != key);
+        match keys.iter().map(|(_, end)| *end).max() {
+            Some(end) => state.customers.put(customer.clone(), keys, end),
+            None => state.customers.remove(customer),
+        }
+        Ok(())
+    }
+
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
         let now = self.clock.now();
         let state = self.state();

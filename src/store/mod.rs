@@ -147,11 +147,16 @@ impl CustomerName {
         Self { tenant, hash }
     }
 
+    /// The customer who is signed in, where one is.
+    #[must_use]
+    pub fn of_session(session: &Session) -> Option<Self> {
+        session.customer.as_ref().map(|half| Self::of(session.tenant, &half.customer_id))
+    }
+
     /// Whether `session` is signed in as this customer.
     #[must_use]
     pub fn owns(&self, session: &Session) -> bool {
-        let half = session.customer.as_ref();
-        half.is_some_and(|half| Self::of(session.tenant, &half.customer_id) == *self)
+        Self::of_session(session).as_ref() == Some(self)
     }
 
     /// The customer of whom [`CustomerName::hash`] was noted.
@@ -189,6 +194,8 @@ pub enum NoteKind {
     Email,
     /// The customer to whom a token was mailed.
     MailToken,
+    /// When a mailed token was used of which no event had told.
+    UsedToken,
     /// A webhook delivery whose work is done.
     Delivery,
 }
@@ -198,6 +205,7 @@ impl NoteKind {
         match self {
             Self::Email => "email",
             Self::MailToken => "mail-token",
+            Self::UsedToken => "used-token",
             Self::Delivery => "delivery",
         }
     }
@@ -315,6 +323,9 @@ pub trait SessionStore: Send + Sync + 'static {
         key: &SessionKey,
         life: Duration,
     ) -> Result<Vec<SessionKey>, StoreError>;
+
+    /// Forgets that `key` is `customer`'s: it takes no room among those that are remembered.
+    async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError>;
 
     /// The customer's sessions and epoch.
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError>;

@@ -62,6 +62,7 @@ struct Scripts {
     release: Script,
     link: Script,
     index: Script,
+    unindex: Script,
     raise_epoch: Script,
 }
 
@@ -77,6 +78,7 @@ impl Scripts {
             release: Script::new(include_str!("scripts/release.lua")),
             link: Script::new(include_str!("scripts/link.lua")),
             index: Script::new(include_str!("scripts/index.lua")),
+            unindex: Script::new(include_str!("scripts/unindex.lua")),
             raise_epoch: Script::new(include_str!("scripts/raise_epoch.lua")),
         }
     }
@@ -306,6 +308,11 @@ impl SessionStore for RedisStore {
         let arguments = [key.as_bytes(), end.as_bytes(), now.as_bytes(), life.as_bytes()];
         let displaced: Vec<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
         Ok(displaced.iter().filter_map(|key| SessionKey::parse(key)).collect())
+    }
+
+    async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {
+        let [_, index] = customer_keys(customer);
+        self.invoke(&self.scripts.unindex, &[&index], &[key.to_text().as_bytes()]).await
     }
 
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {

@@ -86,6 +86,14 @@ impl LayeredStore {
         self.timed(StoreOperation::Index, self.store.index(customer, key, life)).await
     }
 
+    /// See [`super::SessionStore::unindex`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {
+        self.timed(StoreOperation::Index, self.store.unindex(customer, key)).await
+    }
+
     /// See [`super::SessionStore::customer`].
     ///
     /// # Errors

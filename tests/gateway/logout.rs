@@ -1,9 +1,21 @@
 //! Logout: who may, what dies, and that Emporix is told however long it takes.
 
+use emporix_gateway::session::SessionKey;
+use emporix_gateway::store::MOST_PER_CUSTOMER;
 use serde_json::json;
 
-use crate::steps::{ANONYMOUS_LOGIN, JOHN, assert_dead, visiting};
-use crate::world::{World, eventually, logged};
+use crate::steps::{ANONYMOUS_LOGIN, GUEST, JANE, JOHN, assert_dead, visiting};
+use crate::world::{Tokens, World, eventually, logged};
+
+/// The name of the one customer's index in Redis.
+fn index(world: &World) -> String {
+    let keys = world.redis().keys();
+    keys.into_iter().find(|key| key.starts_with("eg:customer:") && !key.ends_with(":epoch")).unwrap()
+}
+
+fn indexed(world: &World, index: &str) -> String {
+    world.redis().command(&format!("ZCARD {index}")).trim().to_owned()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_kills_the_whole_family() {
@@ -100,4 +112,44 @@ async fn a_pause_that_outlasts_all_patience_is_not_waited_for() {
     let given_up = |line: &str| line.contains("could not be told of a logout") && line.contains("globex");
     eventually("it is given up", async || logged().lines().any(given_up)).await;
     assert_eq!(world.simulator.calls("logout").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_logs_in_and_out_fills_no_index_with_sessions_that_have_ended() {
+    let world = World::builder().redis().start().await;
+    let stays = world.customer().await;
+    let index = index(&world);
+    for how in ["/customer/acme/logout", "/_gateway/logout"] {
+        let (line, leaves) =
+            (format!("{} {how}", if how.starts_with("/_") { "POST" } else { "GET" }), world.customer());
+        let leaves = leaves.await.tokens.access;
+        assert_eq!(indexed(&world, &index), ":2");
+        assert_eq!(world.ask(&line).bearer(&leaves).send().await.status, 204);
+        eventually("it leaves the index", async || indexed(&world, &index) == ":1").await;
+    }
+    world.customer().await;
+    assert_eq!(world.ask("POST /_gateway/logout-all").bearer(&stays.tokens.access).send().await.status, 204);
+    eventually("all have left", async || indexed(&world, &index) == ":0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_the_index_has_no_room_for_ends_if_it_is_still_that_customers() {
+    let world = World::builder().redis().start().await;
+    let handed_over = world.customer().await;
+    let index = index(&world);
+    let jane = Tokens::of(&world.login(&handed_over.visitor.access, "jane.roe@example.com").await).access;
+    let johns = world.customer().await;
+    let later =
+        (1..MOST_PER_CUSTOMER - 1).map(|_| format!(" 9999999999999 {}", SessionKey::random().unwrap().to_text()));
+    world.redis().command(&format!("ZADD {index}{}", later.collect::<String>()));
+    assert_eq!(indexed(&world, &index), format!(":{MOST_PER_CUSTOMER}"));
+
+    for _ in 0..2 {
+        assert_eq!(world.rights(&johns.tokens.access).await, JOHN);
+        world.customer().await;
+    }
+    eventually("the older one ends", async || world.rights(&johns.tokens.access).await == "session_ended").await;
+    eventually("Emporix is told of it", async || world.simulator.calls("logout").await == 2).await;
+    assert_eq!(world.rights(&jane).await, JANE);
+    assert_eq!(world.rights(&handed_over.visitor.access).await, GUEST);
 }

@@ -272,6 +272,24 @@ async fn the_index_says_which_session_it_has_no_room_for(store: &dyn SessionStor
     assert_eq!(store.customer(&john).await.unwrap().keys.len(), MOST_PER_CUSTOMER);
 }
 
+async fn a_session_that_is_forgotten_makes_room_in_its_customers_index(store: &dyn SessionStore) {
+    let (john, jane) = (customer(6), customer(7));
+    let [ended, lives] = [(); 2].map(|()| SessionKey::random().unwrap());
+    store.index(&john, &ended, HOUR).await.unwrap();
+    store.index(&john, &lives, HOUR).await.unwrap();
+    store.index(&jane, &ended, HOUR).await.unwrap();
+    for _ in 0..2 {
+        store.unindex(&john, &ended).await.unwrap();
+        assert_eq!(store.customer(&john).await.unwrap().keys, [lives]);
+    }
+    assert_eq!(store.customer(&jane).await.unwrap().keys, [ended], "another's index is another");
+    store.unindex(&john, &lives).await.unwrap();
+    assert_eq!(store.customer(&john).await.unwrap().keys, []);
+    store.unindex(&customer(8), &lives).await.unwrap();
+    store.index(&john, &lives, HOUR).await.unwrap();
+    assert_eq!(store.customer(&john).await.unwrap().keys, [lives], "it may come again");
+}
+
 async fn what_is_asked_twice_is_done_once(store: &dyn SessionStore) {
     let lease = LeaseName { key: SessionKey::random().unwrap(), scope: Scope::Customer };
     let owner = [7; 16];
@@ -376,6 +394,7 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     an_alias_may_keep_its_first_session(store).await;
     a_customer_has_sessions(store).await;
     the_index_says_which_session_it_has_no_room_for(store).await;
+    a_session_that_is_forgotten_makes_room_in_its_customers_index(store).await;
     what_is_asked_twice_is_done_once(store).await;
     a_customers_session_leaves_the_index_with_its_life(store).await;
     an_epoch_is_never_lowered(store).await;

@@ -403,6 +403,54 @@ async fn a_reset_that_is_asked_for_ends_nothing_and_one_that_is_done_ends_every_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_is_done_before_its_event_came_ends_when_it_comes_what_was_signed_in_before() {
+    let world = builder().redis().replicas(2).start().await;
+    let john = world.signed_in("john.doe@example.com").await;
+    let jane = world.signed_in("jane.roe@example.com").await;
+    world.reset_with(MAIL_TOKEN).await;
+    let noted = |world: &World| world.redis().keys().iter().any(|key| key.contains(":used-token:"));
+    eventually("it is noted that the token was used", async || noted(&world)).await;
+    world.lives(&john, JOHN).await;
+    let anew = world.signed_in("john.doe@example.com").await;
+    let asked = |token: &str| json!({"email": "john.doe@example.com", "token": token});
+    world.delivered("customer.password-reset", asked("mail-token-of-another-mail")).await;
+    world.lives(&john, JOHN).await;
+    assert_eq!(world.events("customer.password-reset", "revoked"), 0.0);
+
+    world.delivered("customer.password-reset", asked(MAIL_TOKEN)).await;
+    world.ends(&john).await;
+    world.lives(&anew, JOHN).await;
+    world.lives(&jane, JANE).await;
+    assert_eq!(world.events("customer.password-reset", "revoked"), 1.0);
+    assert_eq!(world.leaks_inside(&[MAIL_TOKEN.to_owned()]), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_emporix_refuses_is_none_that_an_event_ends_sessions_for() {
+    let world = builder().redis().start().await;
+    let john = world.signed_in("john.doe@example.com").await;
+    assert_eq!(world.follow_mail(RESET, &json!({"token": MAIL_TOKEN})).await, 400);
+    world.delivered("customer.password-reset", json!({"email": "john.doe@example.com", "token": MAIL_TOKEN})).await;
+    assert_eq!(world.events("customer.password-reset", "noted"), 1.0);
+    world.lives(&john, JOHN).await;
+    assert!(!world.redis().keys().iter().any(|key| key.contains(":used-token:")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_token_is_remembered_for_a_day() {
+    let world = builder().start().await;
+    let john = world.signed_in("john.doe@example.com").await;
+    // Looked for, noted, and looked for again.
+    let before = world.notes_asked();
+    world.reset_with(MAIL_TOKEN).await;
+    eventually("it is noted", async || world.notes_asked() == before + 3.0).await;
+    world.clock.advance(Duration::from_secs(24 * 3600));
+    world.delivered("customer.password-reset", json!({"email": "john.doe@example.com", "token": MAIL_TOKEN})).await;
+    assert_eq!(world.events("customer.password-reset", "noted"), 1.0);
+    world.lives(&john, JOHN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mailed_token_names_its_customer_for_a_day() {
     let world = builder().start().await;
     let john = world.signed_in("john.doe@example.com").await;

@@ -282,6 +282,11 @@ impl SessionStore for GatedStore {
         self.call(of("index", &key), move |store| at_once(store.records.index(&customer, &key, life))).await
     }
 
+    async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {
+        let (customer, key) = (customer.clone(), *key);
+        self.call(of("unindex", &key), move |store| at_once(store.records.unindex(&customer, &key))).await
+    }
+
     async fn customer(&self, customer: &CustomerName) -> Result<CustomerSessions, StoreError> {
         let customer = customer.clone();
         self.call("customer".to_owned(), move |store| at_once(store.records.customer(&customer))).await
