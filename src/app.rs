@@ -360,6 +360,7 @@ fn broker(
         lease_term: config.refresh.lease,
         identity_timeout: config.identity.timeout,
         revoke_attempts: config.identity.revoke_attempts,
+        most_unsaved: 4_096,
     };
     let handle = runtime.handle().clone();
     Ok(Broker::new(

@@ -104,6 +104,8 @@ pub struct BrokerSettings {
     pub lease_term: Duration,
     /// Attempts at telling Emporix of a logout.
     pub revoke_attempts: u32,
+    /// Renewed tokens that may wait for the store; while so many do, no further refresh token is sent.
+    pub most_unsaved: usize,
 }
 
 /// Exchanges credentials.
@@ -117,6 +119,8 @@ pub struct Broker {
     rejections: Rejections,
     adoptions: Adoptions,
     revocations: Revocations,
+    /// Places for renewed tokens that the store did not take yet.
+    unsaved: Semaphore,
     /// Turns of operators' revocations.
     operators: Arc<Semaphore>,
     settings: BrokerSettings,
@@ -151,6 +155,7 @@ impl Broker {
             rejections,
             adoptions,
             revocations: Revocations::default(),
+            unsaved: Semaphore::new(settings.most_unsaved),
             operators: Arc::new(Semaphore::new(operator::MOST_REVOCATIONS)),
             settings,
             clock,

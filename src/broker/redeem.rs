@@ -8,12 +8,12 @@ use super::Broker;
 use super::flights::Renewal;
 use super::lease::{HeldLease, LeaseLost, Undeclared};
 use super::refresh::{Ask, half};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, jittered};
 use crate::error::GatewayError;
 use crate::identity::{IdentityError, Issued, Refusal};
 use crate::session::{Freshness, Scope, Session, Token, TokenSet};
 use crate::store::layered::Change;
-use crate::store::{Intent, Settled};
+use crate::store::{Intent, Settled, StoreError};
 use crate::telemetry::{RefreshOutcome, SessionEvent};
 
 /// One redeem under its lease.
@@ -219,8 +219,13 @@ impl Broker {
         }
     }
 
-    /// Writes ahead that the refresh token is about to be sent, if the lease is still ours.
+    /// Writes ahead that the refresh token is about to be sent, if the lease is still ours. Not while the store leaves too
+    /// many answers unsaved: of those that are under way already, none is let go.
     async fn about_to_send(&self, redeem: &Redeem<'_>) -> Result<(), Redeemed> {
+        if self.unsaved.available_permits() == 0 {
+            let error = StoreError::Unavailable("too many renewed tokens wait to be saved".to_owned());
+            return Err(redeem.unspent(error));
+        }
         self.declare(redeem.lease, &redeem.intent).await.map_err(|undeclared| match undeclared {
             Undeclared::Lost(lost) => redeem.overtaken(lost),
             Undeclared::Unknown(error) => redeem.unspent(error),
@@ -228,17 +233,19 @@ impl Broker {
     }
 
     /// Saves what was issued, if nobody advanced the generation meanwhile: whoever holds the lease by now, it may be the
-    /// only valid token. So a store that is away is asked again for a while.
+    /// only valid token. So a store that is away is asked again for as long as the tokens can be used or renewed.
     async fn keep_renewed(
         self: &Arc<Self>,
         redeem: &Redeem<'_>,
         issued: Issued,
         legal_entity: Option<Option<String>>,
     ) -> Redeemed {
-        const ATTEMPTS: u32 = 25;
+        /// Short: once the store is back, whoever takes the lease finds an intent and sends the spent token again.
+        const LONGEST_PAUSE: Duration = Duration::from_secs(1);
         let (redeemed, scope) = (redeem.session, redeem.lease.scope());
         let generation = redeemed.generation(scope);
-        let mut attempt = 1;
+        let worth_until = issued.tokens.lifetime(self.store.limits().refresh_margin).ends_at();
+        let (mut unsaved, mut pause) = (None, Duration::from_millis(100));
         loop {
             let mut ours = false;
             let saved = self
@@ -260,15 +267,18 @@ impl Broker {
                     return Redeemed::known(self.standing(&session, scope), outcome);
                 }
                 Ok(overtaken) => return self.discard_renewed(redeem, issued, overtaken.as_ref()),
-                Err(error) if attempt == ATTEMPTS => {
+                Err(error) if self.clock.now() >= worth_until => {
                     tracing::error!(session = %self.label(&redeemed.key), %error, "renewed tokens could not be saved");
                     return Redeemed { outcome: RefreshOutcome::Unknown, ..Redeemed::untouched(error) };
                 }
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(100) * attempt).await;
-                    attempt += 1;
+                Err(error) if unsaved.is_none() => {
+                    tracing::warn!(session = %self.label(&redeemed.key), %error, "renewed tokens wait for the session store");
+                    unsaved = Some(self.unsaved.try_acquire());
                 }
+                Err(_) => {}
             }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }
 

@@ -38,11 +38,16 @@ impl Broker {
             Err(failed) => return failed,
         };
         // The work goes on beyond this wait: what was issued is kept for as long as the store can be hoped for.
-        match tokio::time::timeout(2 * self.settings.identity_timeout, follow.wait_for(Option::is_some)).await {
+        match tokio::time::timeout(self.longest_wait(), follow.wait_for(Option::is_some)).await {
             Ok(Ok(landed)) => landed.clone().unwrap_or(Renewal::Failed(GatewayError::Internal("no outcome"))),
             Ok(Err(_)) => Renewal::Failed(GatewayError::Internal("a refresh ended without an outcome")),
-            Err(_) => Renewal::Failed(GatewayError::IdentityUnavailable("a refresh takes too long")),
+            Err(_) => takes_too_long(),
         }
+    }
+
+    /// For how long a request waits for a renewal.
+    fn longest_wait(&self) -> Duration {
+        2 * self.settings.identity_timeout
     }
 
     /// Sees to it that a renewal is under way; what failed is left alone for a while, and for `longest` at most.
@@ -76,7 +81,16 @@ impl Broker {
                         async move { work.lead(&flight.key, flight.scope, seen, &ask).await }
                     });
                     let failed = Renewal::Failed(GatewayError::Internal("a refresh did not end"));
-                    broker.flights.land(&flight, &lead, led.await.unwrap_or(failed));
+                    tokio::pin!(led);
+                    let landed = match tokio::time::timeout(broker.longest_wait(), &mut led).await {
+                        Ok(landed) => landed,
+                        Err(_) => {
+                            // It goes on, and who comes from now on need not wait to learn so.
+                            lead.send_replace(Some(takes_too_long()));
+                            led.await
+                        }
+                    };
+                    broker.flights.land(&flight, &lead, landed.unwrap_or(failed));
                 });
                 Ok(follow)
             }
@@ -216,6 +230,10 @@ impl Broker {
             self.end_behind(ready.key);
         }
     }
+}
+
+const fn takes_too_long() -> Renewal {
+    Renewal::Failed(GatewayError::IdentityUnavailable("a refresh takes too long"))
 }
 
 /// Waits until another replica says that the session changed, or until it is time to look without such a word.

@@ -231,6 +231,11 @@ impl Journal {
         facts.sends.len() - 1
     }
 
+    /// How many refresh tokens were sent so far.
+    pub fn sent(&self) -> usize {
+        self.facts().sends.len()
+    }
+
     /// The sender was told that nothing is known of the send.
     pub fn lost_the_answer(&self, send: usize) {
         let mut facts = self.facts();

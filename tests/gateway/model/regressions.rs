@@ -1,5 +1,5 @@
 //! What the model once found, told by the calls that matter: these schedules stay when the exploration draws others.
-//! Each names the fault that broke a promise before it was mended.
+//! Each names the fault that broke a promise before it was mended. And what only a clock that stands still can show.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use super::bug::Bug;
 use super::schedule::{Action, Event, Fate, Schedule, Step};
 use super::simulation::{Log, Simulation};
 
-/// The phone's place among the visitors.
+/// The phone's place among the visitors, and the stranger's.
 const PHONE: usize = 0;
+const STRANGER: usize = 2;
 
 /// Three replicas, and tokens of this age.
 fn tokens_aged(seconds: u64) -> Simulation {
@@ -90,5 +91,97 @@ fn a_redeem_that_a_logout_overtook_leaves_its_intent() {
     simulation.until(0, "release", Fate::Pass);
     simulation.take(asks(Action::VisitorRequest, 1));
     simulation.take(all_pass(1));
+    no_promise_is_broken(simulation);
+}
+
+/// A redeem of the phone's, answered to replica 0 and not saved.
+fn redeemed() -> Simulation {
+    let mut simulation = tokens_aged(610);
+    simulation.take(asks(Action::CustomerRequest, 0));
+    simulation.until(0, "refresh", Fate::Pass);
+    simulation
+}
+
+/// The only valid token was let go after half a minute, and the session with it.
+#[test]
+fn what_a_redeem_brought_is_kept_until_the_store_is_back() {
+    let mut simulation = redeemed();
+    let spent = simulation.customer_token(PHONE);
+    simulation.take(Step::Befall { event: Event::Cut, replica: 0 });
+    for _ in 0..60 {
+        simulation.take(Step::Wait(Duration::from_secs(3)));
+    }
+    assert!(!simulation.awaits_answers(), "nobody waits as long");
+    assert_eq!(simulation.customer_token(PHONE), spent);
+    simulation.take(Step::Befall { event: Event::Mend, replica: 0 });
+    simulation.take(Step::Wait(Duration::from_secs(1)));
+    simulation.take(all_pass(0));
+    let renewed = simulation.customer_token(PHONE);
+    assert!(renewed.is_some() && renewed != spent, "it was saved");
+    let sent = simulation.sent();
+    for replica in 0..2 {
+        simulation.take(asks(Action::CustomerRequest, replica));
+        simulation.take(all_pass(replica));
+    }
+    assert_eq!((simulation.customer_token(PHONE), simulation.sent()), (renewed, sent), "and needed no other");
+    no_promise_is_broken(simulation);
+}
+
+#[test]
+fn who_asks_while_renewed_tokens_wait_for_the_store_is_answered_at_once() {
+    let mut simulation = redeemed();
+    simulation.until(0, "save", Fate::Refuse);
+    simulation.take(Step::Befall { event: Event::Cut, replica: 0 });
+    simulation.take(Step::Wait(Duration::from_secs(21)));
+    assert!(!simulation.awaits_answers());
+    simulation.take(asks(Action::CustomerRequest, 0));
+    assert!(!simulation.awaits_answers(), "no time has to go by");
+    no_promise_is_broken(simulation);
+}
+
+#[test]
+fn renewed_tokens_that_are_over_wait_no_longer() {
+    let mut simulation = redeemed();
+    simulation.take(Step::Befall { event: Event::Cut, replica: 0 });
+    simulation.take(Step::Wait(Duration::from_secs(3_500)));
+    assert!(!simulation.is_idle(0), "they can still be renewed");
+    simulation.take(Step::Wait(Duration::from_secs(101)));
+    simulation.take(Step::Wait(Duration::from_secs(101)));
+    assert!(simulation.is_idle(0));
+    no_promise_is_broken(simulation);
+}
+
+/// In the model one answer may wait.
+#[test]
+fn while_too_many_renewed_tokens_wait_no_further_token_is_sent() {
+    let mut simulation = redeemed();
+    simulation.until(0, "save", Fate::Refuse);
+    let sent = simulation.sent();
+    simulation.take(Step::Start { action: Action::CustomerRequest, visitor: STRANGER, replica: 0 });
+    simulation.take(all_pass(0));
+    assert_eq!(simulation.sent(), sent);
+    simulation.take(Step::Wait(Duration::from_secs(6)));
+    simulation.take(all_pass(0));
+    simulation.take(Step::Start { action: Action::CustomerRequest, visitor: STRANGER, replica: 0 });
+    simulation.take(all_pass(0));
+    assert!(simulation.sent() > sent, "once it is saved, others follow");
+    no_promise_is_broken(simulation);
+}
+
+#[test]
+fn a_follower_on_another_replica_is_woken_by_the_leaders_word_and_not_by_time() {
+    let mut simulation = tokens_aged(610);
+    simulation.take(asks(Action::CustomerRequest, 0));
+    simulation.until(0, "refresh", Fate::Apply);
+    simulation.take(asks(Action::CustomerRequest, 1));
+    simulation.take(all_pass(1));
+    simulation.take(all_pass(0));
+    assert!(simulation.awaits_answers(), "the follower has heard nothing");
+    // Also of the visitor's half, which was renewed to authorise this.
+    for _ in 0..3 {
+        simulation.take(Step::Befall { event: Event::Hear, replica: 1 });
+        simulation.take(all_pass(1));
+    }
+    assert!(!simulation.awaits_answers(), "it has heard, and no time went by");
     no_promise_is_broken(simulation);
 }

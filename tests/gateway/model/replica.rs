@@ -134,6 +134,7 @@ fn broker(
         identity_timeout: Duration::from_secs(10),
         lease_term: Duration::from_secs(15),
         revoke_attempts: 2,
+        most_unsaved: 1,
     };
     let layered = LayeredStore::new(Arc::new(store), hot_cache, LIMITS, clock.clone(), metrics());
     let tenants = ["acme", "globex"].map(|name| tenant(name, &clock));

@@ -201,6 +201,27 @@ impl Simulation {
         }
     }
 
+    /// Whether a question is still open.
+    pub fn awaits_answers(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Whether nothing is under way in `replica`.
+    pub fn is_idle(&self, replica: usize) -> bool {
+        self.replicas[replica].as_ref().is_none_or(Replica::is_idle)
+    }
+
+    /// How many refresh tokens were sent so far.
+    pub fn sent(&self) -> usize {
+        self.around.journal.sent()
+    }
+
+    /// The customer's access token as it stands in the record of `visitor`.
+    pub fn customer_token(&self, visitor: usize) -> Option<String> {
+        let record = self.around.store.peek(visitor)?;
+        Some(record.tokens(Scope::Customer)?.access.expose().to_owned())
+    }
+
     fn flow(&mut self, replica: usize, calls: usize) {
         for _ in 0..calls {
             let Some(number) = self.next_of(replica) else { return };
