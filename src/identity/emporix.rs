@@ -107,7 +107,8 @@ impl Emporix {
     async fn call(&self, tenant: &TenantId, call: EmporixCall, request: Call<'_>) -> Result<Vec<u8>, IdentityError> {
         let leave = self.breakers.ask(tenant, call)?;
         let queue = self.queues.get(tenant).ok_or(IdentityError::Failed("an unknown tenant"))?;
-        let _turn = queue.turn().await?;
+        let turn = queue.turn().await;
+        let _turn = turn.inspect_err(|_| self.metrics.emporix_calls.count(call, CallOutcome::Unavailable))?;
         let started = Instant::now();
         let exchange = async {
             let answer = within(self.timeout, self.exchange(request)).await;
@@ -382,4 +383,35 @@ fn client_credentials(client: &ServiceClient) -> String {
 /// A visit without an id would lose its cart.
 fn named(issued: Issued) -> Result<Issued, IdentityError> {
     if issued.session_id.is_some() { Ok(issued) } else { Err(IdentityError::Unreadable("no session id")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_calls_wait_for_their_turn_and_for_so_long_and_what_is_beyond_is_refused_at_once() {
+        let queue = Arc::new(Queue::default());
+        let mut turns = Vec::new();
+        for _ in 0..64 {
+            turns.push(queue.turn().await.unwrap());
+        }
+        let wait = || {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.turn().await.is_ok() })
+        };
+        let waiting: Vec<_> = (0..4_096).map(|_| wait()).collect();
+        tokio::task::yield_now().await;
+        let asked = tokio::time::Instant::now();
+        assert!(queue.turn().await.is_err());
+        assert_eq!(asked.elapsed(), Duration::ZERO, "without a wait");
+        for turned_away in waiting {
+            assert!(!turned_away.await.unwrap());
+        }
+        assert_eq!(asked.elapsed().as_secs(), 2);
+        let next = wait();
+        tokio::task::yield_now().await;
+        turns.pop();
+        assert!(next.await.unwrap(), "there is room again");
+    }
 }

@@ -2,7 +2,7 @@
 //! and only a refusal ends the customer's half.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -277,6 +277,42 @@ async fn token_endpoints_that_return_meet_what_piled_up_piece_by_piece() {
         client.await.unwrap();
     }
     assert_eq!(world.simulator.redeems().await.into_iter().max(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_that_finds_no_turn_is_refused_in_time_and_its_token_is_sent_later() {
+    /// Calls that are made for a tenant at a time.
+    const AT_ONCE: u64 = 64;
+    /// Longer than a call waits for its turn.
+    const TAKEN_FOR: Duration = Duration::from_secs(5);
+    let builder = World::builder().set("LIMITS__VISITORS_PER_ADDRESS", r#"{"burst": 1000, "per_minute": 1000}"#);
+    let world = builder.set("IDENTITY__TIMEOUT", "10s").start().await;
+    let customer = short_lived(&world).await;
+    expires(&world).await;
+    let delay = u64::try_from(TAKEN_FOR.as_millis()).unwrap();
+    world.simulator.fault(json!({"operation": "anonymous_login", "mode": "delay", "delay_ms": delay})).await;
+    let world = Arc::new(world);
+    let visitors: Vec<_> = (0..AT_ONCE)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { world.visitor().await })
+        })
+        .collect();
+    eventually("all turns are taken", async || world.simulator.calls("anonymous_login").await == AT_ONCE).await;
+    let asked = Instant::now();
+    let refused = me(&world, 0, &customer.tokens.access).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "identity_unavailable"), "{}", refused.text);
+    assert!(refused.header("retry-after").parse::<u32>().is_ok());
+    assert!(asked.elapsed() < TAKEN_FOR, "{:?}", asked.elapsed());
+    let unmade = r#"gateway_emporix_calls_total{operation="refresh",outcome="unavailable"}"#;
+    assert_eq!((world.gateway().metric(unmade), refreshes(&world, "unavailable")), (1.0, 1.0));
+    assert_eq!(world.simulator.calls("refresh").await, 0);
+
+    for visitor in visitors {
+        assert!(!visitor.await.unwrap().access.is_empty(), "who had a turn is served");
+    }
+    eventually("it is renewed", async || me(&world, 0, &customer.tokens.access).await.status == 200).await;
+    assert_eq!(world.simulator.redeems().await, [1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{ANONYMOUS_LOGIN, During, LOGIN, LOGOUT, ME, OWN, PRODUCTS, READY, REFRESH, Shopper, observe_all, table};
+use super::{
+    ANONYMOUS_LOGIN, During, LOGIN, LOGOUT, ME, OWN, PRODUCTS, READY, REFRESH, Shopper, observe_all, refs, table,
+};
 use crate::steps::john;
 use crate::world::{World, eventually};
 
@@ -131,8 +133,4 @@ async fn held_back_when_it_lasts(failure: &str, world: &World) {
 fn calls(operation: &str) -> Vec<String> {
     let outcome = |outcome| format!(r#"gateway_emporix_calls_total{{operation="{operation}",outcome="{outcome}"}}"#);
     ["success", "refused", "unavailable", "unknown"].map(outcome).to_vec()
-}
-
-fn refs(series: &[String]) -> Vec<&str> {
-    series.iter().map(String::as_str).collect()
 }
