@@ -16,6 +16,9 @@ use super::{Ended, Gateway};
 use crate::broker::Permit;
 use crate::session::SessionKey;
 
+/// How a stream over HTTP/2 is reset whose session ended: nothing went wrong (RFC 9113, section 7).
+const CANCEL: u32 = 8;
+
 /// Relays the body as it comes, sends up what is left of the request's, and lets go when the session ends.
 pub(super) async fn pump(
     http: &mut ServerSession,
@@ -33,7 +36,10 @@ pub(super) async fn pump(
         let upload_done = upload.is_done();
         tokio::select! {
             biased;
-            () = pull(&mut leash) => return Ended::Aborted,
+            () = pull(&mut leash) => {
+                http.shutdown_with_reason(CANCEL.into());
+                return Ended::Aborted;
+            }
             read = line.read_body() => {
                 let Ok(piece) = read else { return Ended::Aborted };
                 let last = piece.is_none() || line.is_body_done();

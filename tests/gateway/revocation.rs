@@ -6,7 +6,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -230,13 +230,16 @@ async fn however_a_session_ends_its_streams_on_other_replicas_end_with_it() {
         let bearer = format!("Bearer {handle}");
         let mut socket = open_socket(world.replicas[2].public, &[("authorization", &bearer)]).unwrap();
         echo(&mut socket, &Message::text("hello"));
-        let mut over_http_2 = events_over_http_2(world.replicas[encrypted].public, bearer).await;
+        let over_http_2 = events_over_http_2(world.replicas[encrypted].public, bearer).await;
 
         end(&world, how, handle).await;
         let drained = timeout(AFTERLIFE, async { while let Ok(Some(_)) = events.chunk().await {} }).await;
         assert!(drained.is_ok(), "{how}: the event stream outlived its session");
-        let drained = tokio::task::spawn_blocking(move || over_http_2.read_to_end(&mut Vec::new()));
-        assert!(timeout(AFTERLIFE, drained).await.is_ok(), "{how}: the event stream over HTTP/2 outlived its session");
+        let drained = tokio::task::spawn_blocking(move || over_http_2.wait_with_output().unwrap().stderr);
+        let drained = timeout(AFTERLIFE, drained).await;
+        let said =
+            drained.unwrap_or_else(|_| panic!("{how}: the event stream over HTTP/2 outlived its session")).unwrap();
+        assert!(String::from_utf8_lossy(&said).contains("CANCEL"), "{how}: {}", String::from_utf8_lossy(&said));
         assert!(is_closed(&mut socket), "{how}: the socket outlived its session");
         let quiet = timeout(Duration::from_millis(200), others.chunk()).await;
         assert!(quiet.is_err(), "{how}: nobody else's stream ends: {quiet:?}");
@@ -268,13 +271,14 @@ async fn change_password(world: &World, handle: &str) -> u16 {
 }
 
 /// An event stream over HTTP/2 of which something has arrived.
-async fn events_over_http_2(address: SocketAddr, bearer: String) -> ChildStdout {
+async fn events_over_http_2(address: SocketAddr, bearer: String) -> Child {
     let (_, path) = STREAM.split_once(' ').unwrap();
     let url = format!("https://{address}{path}");
     let begun = tokio::task::spawn_blocking(move || {
         let mut curl = Command::new("curl");
-        curl.args(["-skNi", "--http2", "--max-time", "20", "-H", &format!("authorization: {bearer}"), &url]);
-        let mut stream = curl.stdout(Stdio::piped()).spawn().unwrap().stdout.unwrap();
+        curl.args(["-sSkNi", "--http2", "--max-time", "20", "-H", &format!("authorization: {bearer}"), &url]);
+        let mut curl = curl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stream = curl.stdout.as_mut().unwrap();
         let (mut arrived, mut piece) = (String::new(), [0; 4_096]);
         while arrived.split_once("\r\n\r\n").is_none_or(|(_, events)| events.is_empty()) {
             let length = stream.read(&mut piece).unwrap();
@@ -282,7 +286,7 @@ async fn events_over_http_2(address: SocketAddr, bearer: String) -> ChildStdout 
             arrived.push_str(std::str::from_utf8(&piece[..length]).unwrap());
         }
         assert!(arrived.starts_with("HTTP/2 200"), "{arrived}");
-        stream
+        curl
     });
     begun.await.unwrap()
 }
