@@ -1,6 +1,7 @@
 //! What the gateway tells its operators: metrics, declared in one table, log lines, and traces.
 
 mod labels;
+mod openmetrics;
 mod otlp;
 mod process;
 mod table;

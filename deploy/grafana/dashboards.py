@@ -155,6 +155,9 @@ DASHBOARDS = {
     "store-and-cache": ("Emporix gateway: store and cache", STORE_AND_CACHE),
 }
 
+# The timers whose buckets name a trace.
+TRACED = ("gateway_request_seconds_bucket", "gateway_emporix_seconds_bucket")
+
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -173,6 +176,7 @@ def grid(panels: list[Panel]) -> list[dict]:
 def drawn(number: int, panel: Panel) -> dict:
     instant = panel.kind == "stat"
     targets = [{"refId": chr(ord("A") + place), "expr": query, "legendFormat": legend, "instant": instant}
+               | ({"exemplar": True} if not instant and any(timer in query for timer in TRACED) else {})
                for place, (legend, query) in enumerate(panel.queries.items())]
     return {"id": number, "type": panel.kind, "title": panel.title, "description": panel.answers, "datasource": SOURCE,
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []}, "targets": targets}

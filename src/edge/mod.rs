@@ -43,7 +43,7 @@ use crate::broker::{Broker, Credential};
 use crate::clock::Clock;
 use crate::config::{Config, Finding, ForwardAuthSection, LimitsSection};
 use crate::error::GatewayError;
-use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::{Span, Tracer};
 use crate::telemetry::{Census, Label, Metrics, Outcome, RouteClass};
 use drain::Drain;
 use internal::Callers;
@@ -328,7 +328,7 @@ impl Gateway {
         let elapsed = started.elapsed();
         let served_in = visit.streams_since.map_or(elapsed, |since| since - started);
         self.metrics.requests.count(visit.class, outcome);
-        self.metrics.request_seconds.record(visit.class, served_in);
+        self.metrics.request_seconds.record_at(visit.span.as_ref().map(Span::context), visit.class, served_in);
         let (route, tenant) = (visit.class_text(), visit.tenant_text());
         if let Some(span) = &mut visit.span {
             span.note("route", route);

@@ -116,7 +116,7 @@ impl Emporix {
         };
         let answer = spanned(("emporix", call.text()), SpanKind::Client, exchange).await;
         leave.settle(&answer);
-        self.metrics.emporix_seconds.record(call, started.elapsed());
+        self.metrics.emporix_seconds.record_at(trace::current().as_ref(), call, started.elapsed());
         let outcome = match &answer {
             Ok(_) => CallOutcome::Success,
             Err(IdentityError::Refused(_) | IdentityError::AuthorizerRefused) => CallOutcome::Refused,

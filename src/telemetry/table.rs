@@ -8,6 +8,7 @@ use super::labels::{
     Limited, LoginOutcome, Outcome, RefreshOutcome, Reloaded, Replication, RevocationPath, RouteClass, Saved,
     SessionEvent, SpanOutcome, StoreOperation, StoreOutcome, Verdict, WebhookEvent, WebhookOutcome,
 };
+use super::openmetrics::openmetrics;
 use super::process::Process;
 use super::tally::{CounterGrid, Counters, Gauges, Kind, Timers};
 
@@ -117,6 +118,13 @@ impl Metrics {
             tracing::error!(%error, "metrics could not be rendered");
         }
         text
+    }
+
+    /// All metrics in OpenMetrics' text format: the same, and exemplars beside the durations that have some.
+    #[must_use]
+    pub fn render_openmetrics(&self) -> Vec<u8> {
+        let exemplars = self.request_seconds.exemplars().chain(self.emporix_seconds.exemplars()).collect();
+        openmetrics(&String::from_utf8_lossy(&self.render()), &exemplars).into_bytes()
     }
 }
 

@@ -12,6 +12,8 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use thread_local::ThreadLocal;
 
 use super::Label;
+use super::openmetrics::{Exemplar, Exemplars};
+use super::trace::Context;
 
 /// Numbers that every thread has for itself, and only adds to. A sum that is taken meanwhile is no snapshot.
 pub(super) struct Tally {
@@ -217,31 +219,64 @@ const BOUNDS: [u64; 14] = [
     30_000_000,
 ];
 
-/// Cells of one timer: its buckets, what is beyond them, and the sum in microseconds.
-const CELLS: usize = BOUNDS.len() + 2;
+/// Buckets of one timer: the last takes what is beyond the others.
+const BUCKETS: usize = BOUNDS.len() + 1;
+
+/// Cells of one timer: its buckets, and the sum in microseconds.
+const CELLS: usize = BUCKETS + 1;
 
 /// One histogram of seconds for each value of a label.
-pub struct Timers<A>(Registered, PhantomData<A>);
+pub struct Timers<A>(Registered, Exemplars, PhantomData<A>);
 
 impl<A: Label> Kind for Timers<A> {
     fn register(registry: &Registry, said: (&str, &str), labels: &[&str]) -> prometheus::Result<Self> {
         let timer = (MetricType::HISTOGRAM, CELLS, read_timer as fn(&Tally, usize) -> _);
-        Ok(Self(Registered::new(registry, said, series::<A>(labels), timer)?, PhantomData))
+        let exemplars = Exemplars::new(A::ALL.len() * BUCKETS);
+        Ok(Self(Registered::new(registry, said, series::<A>(labels), timer)?, exemplars, PhantomData))
     }
 }
 
 impl<A: Label> Timers<A> {
     /// Records one duration.
     pub fn record(&self, value: A, elapsed: Duration) {
-        let micros = u64::try_from(elapsed.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS.len());
+        let (micros, bucket) = measured(elapsed);
         let first = value.index() * CELLS;
         self.0.0.tally.add(first + bucket, 1);
         self.0.0.tally.add(first + CELLS - 1, micros);
     }
+
+    /// Records the duration of work at a place in a trace, which becomes its bucket's example where it is sampled.
+    pub fn record_at(&self, place: Option<&Context>, value: A, elapsed: Duration) {
+        self.record(value, elapsed);
+        if let Some((trace, at)) = place.and_then(Context::sampled) {
+            let (micros, bucket) = measured(elapsed);
+            self.1.keep(value.index() * BUCKETS + bucket, Exemplar { trace, micros, at });
+        }
+    }
+
+    /// The examples, each by the series that it is one of, as Prometheus' text format names that.
+    pub(super) fn exemplars(&self) -> impl Iterator<Item = (String, Arc<Exemplar>)> {
+        let Family { desc, labels, .. } = &*self.0.0;
+        self.1.kept().map(move |(place, exemplar)| {
+            let (label, bound) = (&labels[place / BUCKETS][0], BOUNDS.get(place % BUCKETS));
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| seconds(*bound).to_string());
+            let series = format!("{}_bucket{{{}=\"{}\",le=\"{bound}\"}}", desc.fq_name, label.name(), label.value());
+            (series, exemplar)
+        })
+    }
+}
+
+/// A duration in microseconds, and its bucket.
+fn measured(elapsed: Duration) -> (u64, usize) {
+    let micros = u64::try_from(elapsed.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
+    (micros, BOUNDS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS.len()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+pub(super) fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
 fn read_timer(tally: &Tally, series: usize) -> proto::Metric {
     let first = series * CELLS;
     let mut count = 0;
@@ -249,14 +284,14 @@ fn read_timer(tally: &Tally, series: usize) -> proto::Metric {
     for (place, bound) in BOUNDS.iter().enumerate() {
         count += tally.sum(first + place);
         let mut bucket = proto::Bucket::default();
-        bucket.set_upper_bound(*bound as f64 / 1e6);
+        bucket.set_upper_bound(seconds(*bound));
         bucket.set_cumulative_count(count);
         buckets.push(bucket);
     }
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(count + tally.sum(first + BOUNDS.len()));
-    histogram.set_sample_sum(tally.sum(first + CELLS - 1) as f64 / 1e6);
+    histogram.set_sample_sum(seconds(tally.sum(first + CELLS - 1)));
     let mut metric = proto::Metric::default();
     metric.set_histogram(histogram);
     metric

@@ -126,6 +126,12 @@ impl Tracer {
     }
 }
 
+impl Trace {
+    fn since_1970(&self, at: Instant) -> Duration {
+        Duration::from_millis(self.began.0.millis()) + (at - self.began.1)
+    }
+}
+
 impl Context {
     /// Does `work` at this place.
     pub async fn around<T>(self, work: impl Future<Output = T>) -> T {
@@ -144,6 +150,11 @@ impl Context {
         let flags = u8::from(self.trace.sampled);
         let text = format!("00-{}-{}-{flags:02x}", hex(&self.trace.id), hex(&self.span));
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
+    }
+
+    /// The id of the trace, and what time it is (since 1970), where the trace is sampled.
+    pub(super) fn sampled(&self) -> Option<([u8; 16], Duration)> {
+        self.trace.sampled.then(|| (self.trace.id, self.trace.since_1970(Instant::now())))
     }
 
     /// Whether what others noted goes along: it does not belong to a trace that began here.
@@ -187,15 +198,14 @@ impl Drop for Span {
         if !trace.sampled {
             return;
         }
-        let since_1970 = |at: Instant| Duration::from_millis(trace.began.0.millis()) + (at - trace.began.1);
         let finished = Finished {
             trace: trace.id,
             span: self.context.span,
             parent: self.parent,
             name: self.name,
             kind: self.kind,
-            from: since_1970(self.started),
-            until: since_1970(Instant::now()),
+            from: trace.since_1970(self.started),
+            until: trace.since_1970(Instant::now()),
             failed: self.failed,
             attributes: std::mem::take(&mut self.attributes),
         };

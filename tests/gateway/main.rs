@@ -12,6 +12,7 @@ mod browsers;
 mod check_config;
 mod doctor;
 mod errands;
+mod exemplars;
 mod explain;
 mod failure_table;
 mod figures;

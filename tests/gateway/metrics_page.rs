@@ -18,6 +18,10 @@ Everything that `GET /metrics` of the admin listener exposes. What to do with it
 Each label is an enum: its values stand here, every series is there from the start, at zero, and their number does not
 grow. A histogram has a series for each of its buckets, one for those beyond, its sum and its count.
 
+Who asks for OpenMetrics gets that (`Accept: application/openmetrics-text`, as Prometheus does): the same series,
+and exemplars. Each bucket of `gateway_request_seconds` and `gateway_emporix_seconds` names the last sampled trace that fell
+into it (`trace_id`), where traces are on. All others get Prometheus' text format.
+
 This page is written by `tests/gateway/metrics_page.rs` from the table in `src/telemetry/table.rs`.
 
 ";

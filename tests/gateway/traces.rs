@@ -17,13 +17,13 @@ const PRODUCTS: &str = "GET /product/acme/products";
 const ME: &str = "GET /customer/acme/me";
 
 /// Takes spans as an OpenTelemetry collector does.
-struct Collector {
+pub struct Collector {
     address: SocketAddr,
     taken: Arc<Mutex<Vec<String>>>,
 }
 
 impl Collector {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, taken) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
         let takes = taken.clone();
@@ -34,7 +34,7 @@ impl Collector {
     }
 
     /// A world whose gateway tells this collector of the share `sample` of its own traces.
-    fn world(&self, sample: &str) -> Builder {
+    pub fn world(&self, sample: &str) -> Builder {
         let endpoint = format!("http://{}/v1/traces", self.address);
         World::builder().set("TRACES__OTLP_ENDPOINT", endpoint).set("TRACES__SAMPLE", sample)
     }
@@ -48,7 +48,7 @@ impl Collector {
     }
 
     /// The spans of `trace`, once `count` requests of it have come.
-    async fn spans_of(&self, trace: &str, count: usize) -> Vec<Value> {
+    pub async fn spans_of(&self, trace: &str, count: usize) -> Vec<Value> {
         let spans = || self.spans().into_iter().filter(|span| span["traceId"] == trace).collect::<Vec<_>>();
         eventually("its spans come", async || named(&spans(), "request").len() >= count).await;
         spans()
@@ -65,7 +65,7 @@ fn attribute<'s>(span: &'s Value, name: &str) -> &'s str {
     found.and_then(|attribute| attribute["value"]["stringValue"].as_str()).unwrap_or_default()
 }
 
-fn parent(flags: &str) -> String {
+pub fn parent(flags: &str) -> String {
     format!("00-{TRACE}-{ABOVE}-{flags}")
 }
 
