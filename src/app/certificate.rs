@@ -17,6 +17,14 @@ use x509_parser::parse_x509_certificate;
 use crate::config::{Config, TlsSection};
 use crate::telemetry::{Certified, Metrics};
 
+/// The keys of a section.
+pub(super) const CERTIFICATE: &str = "certificate_file";
+pub(super) const KEY: &str = "key_file";
+const CLIENT_CA: &str = "client_ca_file";
+
+/// What of a section cannot be used: a key of it, and why.
+pub(super) type Unusable = (&'static str, String);
+
 /// The certificates of the listeners that have one.
 #[derive(Clone)]
 pub(super) struct Certificates {
@@ -78,7 +86,7 @@ impl Certificate {
     /// # Errors
     /// Which file cannot be used, and why.
     fn read(key: &'static str, section: &TlsSection) -> Result<Arc<Self>, String> {
-        let at = |error| format!("{key}.{error}");
+        let at = |(of, why): Unusable| format!("{key}.{of}: {why}");
         let now = ArcSwap::from_pointee(certified_key(section).map_err(at)?);
         let roots = client_roots(section).map_err(at)?;
         Ok(Arc::new(Self { now, roots, key }))
@@ -118,29 +126,37 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-fn certified_key(section: &TlsSection) -> Result<CertifiedKey, String> {
-    let TlsSection { certificate_file, key_file, .. } = section;
-    let chain = certificates("certificate_file", certificate_file)?;
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| unusable("key_file", key_file, &error))?;
-    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| unusable("key_file", key_file, &error))
+fn certified_key(section: &TlsSection) -> Result<CertifiedKey, Unusable> {
+    let (chain, key) = (shown_chain(section)?, private_key(section)?);
+    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| (KEY, said_of(&section.key_file, error)))
+}
+
+/// The certificate of the section, and those that it is shown with.
+pub(super) fn shown_chain(section: &TlsSection) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    certificates(&section.certificate_file).map_err(|why| (CERTIFICATE, why))
+}
+
+/// Its key.
+pub(super) fn private_key(section: &TlsSection) -> Result<PrivateKeyDer<'static>, Unusable> {
+    PrivateKeyDer::from_pem_file(&section.key_file).map_err(|error| (KEY, said_of(&section.key_file, error)))
 }
 
 /// The authorities of the section.
-fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, String> {
+pub(super) fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>, Unusable> {
     let Some(file) = &section.client_ca_file else { return Ok(None) };
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("client_ca_file", file)? {
-        roots.add(certificate).map_err(|error| unusable("client_ca_file", file, &error))?;
+    for certificate in certificates(file).map_err(|why| (CLIENT_CA, why))? {
+        roots.add(certificate).map_err(|error| (CLIENT_CA, said_of(file, error)))?;
     }
     Ok(Some(roots))
 }
 
-fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = read.map_err(|error| unusable(key, file, &error))?;
-    if chain.is_empty() { Err(unusable(key, file, &"no certificate in it")) } else { Ok(chain) }
+    let chain = read.map_err(|error| said_of(file, error))?;
+    if chain.is_empty() { Err(said_of(file, "no certificate in it")) } else { Ok(chain) }
 }
 
-fn unusable(key: &str, file: &Path, why: &dyn std::fmt::Display) -> String {
-    format!("{key}: {}: {why}", file.display())
+pub(super) fn said_of(file: &Path, why: impl std::fmt::Display) -> String {
+    format!("{}: {why}", file.display())
 }

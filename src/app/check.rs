@@ -1,34 +1,25 @@
 //! What of a configuration can only be known by building with it: routes, certificates, addresses, files.
 //! Finds all of it at once, and opens no socket.
 
-use std::path::Path;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::Certificates;
+use super::certificate::{CERTIFICATE, KEY, Unusable, client_roots, private_key, said_of, shown_chain};
 use super::install_cryptography;
 use crate::clock::Timestamp;
 use crate::config::{Config, Finding, StoreKind, TlsSection};
 use crate::edge::Gateway;
 use crate::store::redis::RedisStore;
 
-const CERTIFICATE: &str = "listen.tls.certificate_file";
-const KEY: &str = "listen.tls.key_file";
-
 /// Everything that cannot be used, and what had better be looked at.
 #[must_use]
 pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     install_cryptography();
     let mut found = Gateway::check(config);
-    let certificates = certificate(config, now);
-    let (as_a_whole, usable) = (Certificates::read(config), certificates.iter().all(|finding| finding.is_warning));
-    found.extend(certificates);
-    if let (Err(said), true) = (as_a_whole, usable) {
-        let (key, why) = said.split_once(": ").unwrap_or(("listen.tls", &said));
-        found.push(Finding::fault(key, why));
+    for (section, tls) in [("listen.tls", &config.listen.tls), ("internal.tls", &config.internal.tls)] {
+        found.extend(tls.iter().flat_map(|tls| certificate(section, tls, now)));
     }
     if config.store.kind == StoreKind::Redis {
         let faults = RedisStore::check(&config.store.redis).into_iter();
@@ -46,43 +37,33 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     found
 }
 
-/// Reads certificate and key as the listener will: it would panic on what cannot be used.
-fn certificate(config: &Config, now: Timestamp) -> Vec<Finding> {
-    let Some(tls) = &config.listen.tls else { return Vec::new() };
-    let (chain, key) = (chain_of(tls), key_of(tls));
-    let mut found: Vec<Finding> = chain.as_ref().err().into_iter().chain(key.as_ref().err()).cloned().collect();
-    if let (Ok(chain), Ok(key)) = (chain, key) {
-        found.extend(expiry(tls, &chain, now));
-        found.extend(mismatch(tls, chain, key));
-    }
-    found
+/// Reads what a section's listener will, and finds all that is wrong there.
+fn certificate(section: &'static str, tls: &TlsSection, now: Timestamp) -> Vec<Finding> {
+    let (chain, key) = (shown_chain(tls), private_key(tls));
+    let unread = [chain.as_ref().err().cloned(), key.as_ref().err().cloned(), client_roots(tls).err()];
+    let (pair, over) = match (chain, key) {
+        (Ok(chain), Ok(key)) => (mismatch(tls, &chain, key), expiry(tls, &chain, now)),
+        _ => (None, None),
+    };
+    let at = |key| format!("{section}.{key}");
+    let faults = unread.into_iter().chain([pair]).flatten().map(|(key, why)| Finding::fault(at(key), why));
+    faults.chain(over.map(|why| Finding::warning(at(CERTIFICATE), why))).collect()
 }
 
-fn chain_of(tls: &TlsSection) -> Result<Vec<CertificateDer<'static>>, Finding> {
-    let file = &tls.certificate_file;
-    let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| Finding::fault(CERTIFICATE, said_of(file, error)))?;
-    if chain.is_empty() { Err(Finding::fault(CERTIFICATE, said_of(file, "no certificate in it"))) } else { Ok(chain) }
-}
-
-fn key_of(tls: &TlsSection) -> Result<PrivateKeyDer<'static>, Finding> {
-    PrivateKeyDer::from_pem_file(&tls.key_file).map_err(|error| Finding::fault(KEY, said_of(&tls.key_file, error)))
-}
-
-fn mismatch(tls: &TlsSection, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Option<Finding> {
-    let built = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+fn mismatch(tls: &TlsSection, chain: &[CertificateDer<'static>], key: PrivateKeyDer<'static>) -> Option<Unusable> {
+    let built = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain.to_vec(), key);
     Some(match built.err()? {
         rustls::Error::InconsistentKeys(_) => {
             let why = format!("this key does not belong to the certificate of {}", tls.certificate_file.display());
-            Finding::fault(KEY, said_of(&tls.key_file, why))
+            (KEY, said_of(&tls.key_file, why))
         }
-        rustls::Error::InvalidCertificate(error) => Finding::fault(CERTIFICATE, said_of(&tls.certificate_file, error)),
-        error => Finding::fault(KEY, said_of(&tls.key_file, error)),
+        rustls::Error::InvalidCertificate(error) => (CERTIFICATE, said_of(&tls.certificate_file, error)),
+        error => (KEY, said_of(&tls.key_file, error)),
     })
 }
 
 /// Says when the first certificate of the chain is over, or will be soon.
-fn expiry(tls: &TlsSection, chain: &[CertificateDer<'_>], now: Timestamp) -> Option<Finding> {
+fn expiry(tls: &TlsSection, chain: &[CertificateDer<'_>], now: Timestamp) -> Option<String> {
     const SOON: Duration = Duration::from_secs(7 * 86_400);
     let (_, certificate) = parse_x509_certificate(chain.first()?).ok()?;
     let over = certificate.validity().not_after;
@@ -92,9 +73,5 @@ fn expiry(tls: &TlsSection, chain: &[CertificateDer<'_>], now: Timestamp) -> Opt
         near if near <= now.after(SOON).seconds() => "expires",
         _ => return None,
     };
-    Some(Finding::warning(CERTIFICATE, said_of(&tls.certificate_file, format!("{word} {over}"))))
-}
-
-fn said_of(file: &Path, why: impl std::fmt::Display) -> String {
-    format!("{}: {why}", file.display())
+    Some(said_of(&tls.certificate_file, format!("{word} {over}")))
 }

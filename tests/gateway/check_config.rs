@@ -145,12 +145,41 @@ fn a_file_of_another_version_is_one_fault_that_says_what_is_read() {
 }
 
 #[test]
-fn an_internal_certificate_that_cannot_be_used_is_named_by_its_key() {
+fn the_certificates_of_both_listeners_are_looked_at_whatever_the_other_is_like() {
     let folder = Folder::new();
-    let (code, lines) = folder.check(
-        "tenants: {acme: {client_id: x}}\ninternal:\n  listen: 127.0.0.1:9443\n  token: 0123456789abcdef\n  tls:\n    \
-         certificate_file: /nowhere/internal.crt\n    key_file: /nowhere/internal.key\n",
-    );
-    assert_eq!((code, lines.len()), (Some(64), 1), "{lines:#?}");
-    assert!(lines[0].contains("6:5: internal.tls.certificate_file: /nowhere/internal.crt: "), "{lines:#?}");
+    let [over, key] = folder.certificate("over", 2021).map(|file| file.display().to_string());
+    let [missing, empty] = ["/nowhere.pem".to_owned(), folder.file("empty.pem", "").display().to_string()];
+    let section = |[certificate, key, client_ca]: [&str; 3]| {
+        format!(
+            "  tls:\n    certificate_file: {certificate}\n    key_file: {key}\n{}",
+            if client_ca.is_empty() { String::new() } else { format!("    client_ca_file: {client_ca}\n") }
+        )
+    };
+    let check = |listen: [&str; 3], internal: [&str; 3]| {
+        folder.check(&format!(
+            "tenants: {{acme: {{client_id: x}}}}\nlisten:\n{}internal:\n  listen: 127.0.0.1:9443\n  token: 0123456789abcdef\n{}",
+            section(listen),
+            section(internal)
+        ))
+    };
+    let (code, lines) = check([&missing, &missing, &empty], [&empty, &key, &missing]);
+    assert_eq!(code, Some(64), "{lines:#?}");
+    let places = [
+        "4:5: listen.tls.certificate_file: /nowhere.pem: ",
+        "5:5: listen.tls.key_file: /nowhere.pem: ",
+        "6:5: listen.tls.client_ca_file: ",
+        "11:5: internal.tls.certificate_file: ",
+        "13:5: internal.tls.client_ca_file: /nowhere.pem: ",
+    ];
+    assert_eq!(lines.len(), places.len(), "{lines:#?}");
+    for (line, place) in lines.iter().zip(places) {
+        assert!(line.starts_with(place), "{place} in {lines:#?}");
+    }
+    let (code, lines) = check([&over, &key, ""], [&over, &key, ""]);
+    let warned = ["4:5: listen.tls", "10:5: internal.tls"];
+    assert_eq!((code, lines.len()), (Some(0), 1 + warned.len()), "{lines:#?}");
+    for (line, place) in lines.iter().zip(warned) {
+        let expected = format!("warning: {place}.certificate_file: {over}: expired Jan  1");
+        assert!(line.starts_with(&expected), "{expected} in {lines:#?}");
+    }
 }
