@@ -73,6 +73,8 @@ pub struct App {
     draining: Arc<AtomicBool>,
     stop: Arc<Notify>,
     tenants: TenantMaker,
+    /// The store, where it is Redis.
+    redis: Option<Arc<RedisStore>>,
     hangups: Option<Signal>,
     metrics: Arc<Metrics>,
     /// Last to be dropped: work that must not end with a request goes on here.
@@ -118,7 +120,11 @@ impl App {
         }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
         let mut errands = Errands::default();
-        let store = store(config, &clock, &metrics, &mut errands)?;
+        let redis = redis_store(config, &clock, &metrics, &mut errands)?;
+        let store = match &redis {
+            Some(redis) => redis.clone(),
+            None => memory_store(config, &clock)?,
+        };
         let tenants = TenantMaker { client: identity_client(config)?, clock: clock.clone() };
         let broker = broker(config, store, &tenants, &metrics, &runtime)?;
         let tracer = tracer(config, &clock, &metrics, &mut errands)?;
@@ -150,6 +156,7 @@ impl App {
             draining,
             stop: Arc::new(Notify::new()),
             tenants,
+            redis,
             hangups: Some(hangups),
             metrics,
             runtime,
@@ -266,29 +273,30 @@ fn try_addresses(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-fn store(
+/// Sessions in Redis, where that is wanted.
+fn redis_store(
     config: &Config,
     clock: &Arc<dyn Clock>,
     metrics: &Arc<Metrics>,
     errands: &mut Errands,
-) -> Result<Arc<dyn SessionStore>, StartError> {
-    match config.store.kind {
-        StoreKind::Memory => {
-            let store = MemoryStore::new(clock.clone(), config.store.memory.max_sessions)
-                .map_err(|error| StartError::Unavailable(format!("store.memory: {error}")))?;
-            Ok(Arc::new(store))
-        }
-        StoreKind::Redis => {
-            let keyring = Keyring::new(&config.store.seal)
-                .ok_or_else(|| StartError::Config("store.seal: the keys cannot be used".to_owned()))?;
-            let store = RedisStore::new(&config.store.redis, keyring, clock.clone(), metrics.clone())
-                .map_err(|error| StartError::Config(format!("store.redis: {error}")))?;
-            let store = Arc::new(store);
-            let tended = store.clone();
-            errands.push(Box::pin(async move { tended.tend().await }));
-            Ok(store)
-        }
+) -> Result<Option<Arc<RedisStore>>, StartError> {
+    if config.store.kind != StoreKind::Redis {
+        return Ok(None);
     }
+    let keyring = Keyring::new(&config.store.seal)
+        .ok_or_else(|| StartError::Config("store.seal: the keys cannot be used".to_owned()))?;
+    let store = RedisStore::new(&config.store.redis, keyring, clock.clone(), metrics.clone())
+        .map_err(|error| StartError::Config(format!("store.redis: {error}")))?;
+    let store = Arc::new(store);
+    let tended = store.clone();
+    errands.push(Box::pin(async move { tended.tend().await }));
+    Ok(Some(store))
+}
+
+fn memory_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn SessionStore>, StartError> {
+    let store = MemoryStore::new(clock.clone(), config.store.memory.max_sessions)
+        .map_err(|error| StartError::Unavailable(format!("store.memory: {error}")))?;
+    Ok(Arc::new(store))
 }
 
 /// Makes tenants of their sections.

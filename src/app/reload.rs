@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
@@ -16,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::config::{Config, LogLevel, TlsSection};
 use crate::edge::CurrentGateway;
 use crate::edge::admin::Admin;
+use crate::store::redis::RedisStore;
 use crate::telemetry::{Metrics, Reloaded};
 
 /// Looks at the files.
@@ -41,6 +43,7 @@ pub(super) struct Reload {
     admin: Admin,
     certificates: Certificates,
     tenants: TenantMaker,
+    redis: Option<Arc<RedisStore>>,
     metrics: Arc<Metrics>,
     /// What was read at the start, for what only a restart changes.
     started_with: Config,
@@ -57,6 +60,7 @@ impl Reload {
             admin: app.admin.clone(),
             certificates: app.certificates.clone(),
             tenants: app.tenants.clone(),
+            redis: app.redis.clone(),
             metrics: app.metrics.clone(),
             started_with: app.config.clone(),
             holds: app.config.clone(),
@@ -124,6 +128,7 @@ impl Reload {
         if self.certificates.have_other_roots(&certificates) {
             restart.push("client_ca_file");
         }
+        self.take_credentials(&config)?;
         let tenants = self.tenants.changed(&self.holds, &config);
         self.certificates.take(&certificates);
         self.certificates.tell(&self.metrics);
@@ -133,6 +138,19 @@ impl Reload {
         (self.source.log_at)(config.log.level);
         self.holds = config;
         Ok(restart)
+    }
+
+    /// Speaks to Redis with other credentials, where those alone have changed. What Redis refuses is a fault.
+    fn take_credentials(&self, config: &Config) -> Result<(), String> {
+        let (known, read) = (&self.holds.store.redis, &config.store.redis);
+        let place = self.started_with.store.redis.without_credentials();
+        match &self.redis {
+            Some(redis) if known != read && read.without_credentials() == place => {
+                let taken = Handle::current().block_on(redis.take(read));
+                taken.map_err(|error| format!("store.redis: its credentials cannot be used: {error}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The configuration with the tenants that were there from the start: none comes or goes by halves.
@@ -186,7 +204,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         refresh,
         store.kind,
         store.memory,
-        store.redis,
         store.seal,
         hot_cache,
         limits.tracked,
@@ -200,7 +217,9 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         config.tenants.iter().map(|(id, tenant)| (*id, tenant.client_id.clone())).collect()
     };
     let come_or_go = |old: &Option<TlsSection>, new: &Option<TlsSection>| old.is_some() != new.is_some();
+    let redis = |config: &Config| config.store.redis.without_credentials();
     let others = [
+        (redis(old) != redis(new)).then_some("/store/redis"),
         (client_ids(old) != client_ids(new)).then_some("/tenants"),
         come_or_go(&old.listen.tls, &new.listen.tls).then_some("/listen/tls"),
         come_or_go(&old.internal.tls, &new.internal.tls).then_some("/internal/tls"),

@@ -241,6 +241,7 @@ impl Broker {
             if let Some(known) = self.tenants.get(&id) {
                 tenant.services.inherit(&known.load().services);
                 known.store(Arc::new(tenant));
+                self.store.forget_verdicts();
             }
         }
     }

@@ -99,6 +99,27 @@ impl Default for RedisSection {
     }
 }
 
+impl RedisSection {
+    /// The same without what proves who asks.
+    #[must_use]
+    pub fn without_credentials(&self) -> Self {
+        let service = self.sentinel.service.clone();
+        Self {
+            url: self.url.as_ref().map(|url| Secret::new(anonymous(url.expose()))),
+            username: None,
+            password: None,
+            sentinel: SentinelSection { service, ..SentinelSection::default() },
+            ..self.clone()
+        }
+    }
+}
+
+/// The address without user and password.
+fn anonymous(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
+}
+
 /// How Redis is deployed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -172,5 +193,28 @@ impl Default for HotCacheSection {
             revocation_staleness: Duration::from_secs(5),
             hot_grace: Duration::from_secs(60),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_no_part_of_where_redis_is() {
+        let place = |url: &str, password: &str| {
+            let sentinel =
+                SentinelSection { service: "shop".into(), password: Some(Secret::new(password)), username: None };
+            let (url, password) = (Some(Secret::new(url)), Some(Secret::new(password)));
+            RedisSection { url, password, sentinel, username: Some("me".into()), ..RedisSection::default() }
+                .without_credentials()
+        };
+        let known = place("redis://redis.example.com:6379/1", "a");
+        assert_eq!(known, place("redis://me:p%40ss@redis.example.com:6379/1", "b"));
+        assert_eq!(known, place("redis://:p@ss@redis.example.com:6379/1", "b"));
+        assert_ne!(known, place("rediss://redis.example.com:6379/1", "a"));
+        assert_ne!(known, place("redis://me@redis.example.net:6379/1", "a"));
+        assert_ne!(known, place("nonsense", "a"));
+        assert_ne!(known, RedisSection { connect_timeout: Duration::ZERO, ..known.clone() });
     }
 }

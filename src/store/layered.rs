@@ -285,6 +285,11 @@ impl LayeredStore {
         self.aliases.insert(alias, (key, holds_until));
     }
 
+    /// Has every secret verified again: another key may tell now.
+    pub fn forget_verdicts(&self) {
+        self.aliases.invalidate_all();
+    }
+
     /// What other replicas say from now on.
     #[must_use]
     pub fn invalidations(&self) -> tokio::sync::broadcast::Receiver<Invalidation> {

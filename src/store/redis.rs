@@ -12,6 +12,7 @@ mod scan;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use redis::{Cmd, FromRedisValue, Script};
 use tokio::sync::{Semaphore, broadcast};
@@ -95,7 +96,8 @@ impl RedisStore {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
-        let deployment = Arc::new(Deployment::new(section).map_err(|error| unavailable(&error))?);
+        let deployment = Deployment::new(section).map_err(|error| unavailable(&error))?;
+        let deployment = Arc::new(ArcSwap::from_pointee(deployment));
         let timeouts = Timeouts { connect: section.connect_timeout, response: section.response_timeout };
         let hearing = Arc::new(Hearing::new()?);
         Ok(Self {
@@ -116,6 +118,15 @@ impl RedisStore {
     #[must_use]
     pub fn check(section: &RedisSection) -> Vec<(String, String)> {
         deployment::faults(section)
+    }
+
+    /// Speaks to Redis as `section` says by now. Where Redis serves, and refuses that, it goes on as it was.
+    ///
+    /// # Errors
+    /// When it cannot be used, or is refused.
+    pub async fn take(&self, section: &RedisSection) -> Result<(), StoreError> {
+        let changed = Deployment::new(section).map_err(|error| unavailable(&error))?;
+        self.keeper.turn_to(changed).await
     }
 
     /// Keeps the connection alive and the subscription standing; runs until dropped.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::process::ProcessReplica;
-use crate::steps::GUEST;
+use crate::steps::{GUEST, JOHN};
 use crate::world::{Certificate, World, eventually, plain_get};
 
 const PRICES: &str = "GET /price/acme/prices";
@@ -78,24 +78,115 @@ async fn secrets_that_only_a_start_takes_up_are_named_and_never_shown() {
         std::fs::write(&file, text).unwrap();
         file.display().to_string()
     };
-    // Redis asks for no password, and takes any.
-    let [old, new] = ["hush-hush-old", "hush-hush-new"];
-    let [password, key] = [file("password", old), file("key", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")];
+    let key = file("key", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=");
     let keys = format!(r#"[{{"id": "test", "secret_file": "{key}"}}]"#);
-    let changes = [("STORE__REDIS__PASSWORD_FILE", &*password), ("STORE__SEAL__KEYS", &*keys)];
-    let gateway = ProcessReplica::start(&world, &changes).await;
+    let gateway = ProcessReplica::start(&world, &[("STORE__SEAL__KEYS", &*keys)]).await;
     let named = async |keys: &str| {
         eventually(keys, async || gateway.logged().contains(&format!(r#""keys":"{keys}""#))).await;
     };
-    file("password", new);
-    named("/store/redis").await;
-    file("key", "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=");
-    named("/store/redis /store/seal").await;
-    file("password", old);
+    let other = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
+    file("key", other);
     named("/store/seal").await;
-    gateway.configure(|text| text + "traces: {sample: 0.5}\nlimits: {tracked: 7}\n");
-    named("/store/seal /limits/tracked /traces").await;
-    assert!(!gateway.logged().contains("hush-hush"), "no secret is shown");
+    gateway.configure(|text| {
+        text + "traces: {sample: 0.5}\nlimits: {tracked: 7}\nstore: {redis: {response_timeout: 300ms}}\n"
+    });
+    named("/store/seal /limits/tracked /traces /store/redis").await;
+    assert!(!gateway.logged().contains(other), "no secret is shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_credentials_of_redis_are_tried_and_taken_and_sessions_live_on() {
+    let (world, folder) = (World::builder().redis().start().await, tempfile::tempdir().unwrap());
+    let (redis, file) = (world.redis(), folder.path().join("password"));
+    let [old, new] = ["hush-hush-old", "hush-hush-new"];
+    redis.command(&format!("ACL SETUSER gateway on >{old} ~eg:* &eg:* +@all"));
+    std::fs::write(&file, old).unwrap();
+    let credentials = [("STORE__REDIS__USERNAME", "gateway"), ("STORE__REDIS__PASSWORD_FILE", file.to_str().unwrap())];
+    let gateway = ProcessReplica::start(&world, &credentials).await;
+    let access = visitor(&world, &gateway).await;
+    let ready = async || plain_get(gateway.admin, "/readyz").starts_with("HTTP/1.1 200");
+
+    std::fs::write(&file, new).unwrap();
+    eventually("what Redis does not know is refused", async || gateway.metric(REFUSED) == 1.0).await;
+    assert!(
+        gateway.logged().contains("store.redis: its credentials cannot be used: unavailable: "),
+        "{}",
+        gateway.logged()
+    );
+    redis.command("CLIENT KILL USER gateway");
+    eventually("the old ones hold", ready).await;
+    redis.command(&format!("ACL SETUSER gateway >{new}"));
+    gateway.hang_up();
+    eventually("they are taken", async || gateway.metric(REFUSED) == 0.0).await;
+    redis.command(&format!("ACL SETUSER gateway <{old}"));
+    redis.command("CLIENT KILL USER gateway");
+    eventually("the new ones hold", ready).await;
+    assert_eq!(priced(&world, &gateway, &access).await, 200, "the session lives on");
+    visitor(&world, &gateway).await;
+
+    let third = "hush-hush-third";
+    redis.command(&format!("ACL SETUSER gateway resetpass >{third}"));
+    redis.command("CLIENT KILL USER gateway");
+    eventually("Redis is locked", async || !ready().await).await;
+    std::fs::write(&file, third).unwrap();
+    eventually("what was locked opens", ready).await;
+    assert_eq!(priced(&world, &gateway, &access).await, 200, "the session lives on");
+    let logged = gateway.logged();
+    assert!(!logged.contains("hush-hush") && !logged.contains("take effect at the next start"), "{logged}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_of_saas_tokens_holds_at_once_and_sessions_live_on() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[("TENANTS__ACME__SAAS_TOKEN__ACCEPT", "true")]).await;
+    let login =
+        async || world.ask_at(gateway.public, "POST /customer/acme/login").json(&crate::steps::john()).send().await;
+    let rights = async |credential: &str| {
+        crate::steps::who(&world.ask_at(gateway.public, "GET /customer/acme/me").bearer(credential).send().await)
+    };
+    let signed_by = |key: &str| {
+        let claims = serde_json::json!({"sub": JOHN, "exp": 4_000_000_000_u64});
+        let key = jsonwebtoken::EncodingKey::from_secret(key.as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    };
+    let [old, new] = ["simulator-passphrase", "the-passphrase-that-follows"].map(|key| (key, signed_by(key)));
+    let answers = async |token: &str| world.simulator.set(serde_json::json!({"saas_token_override": token})).await;
+    answers(&old.1).await;
+    let access = crate::world::Tokens::of(&login().await).access;
+    assert_eq!([rights(&access).await, rights(&old.1).await], [JOHN, JOHN]);
+
+    gateway.configure(|text| text.replace(old.0, new.0));
+    gateway.hang_up();
+    eventually("what the old key signed is no credential", async || rights(&old.1).await == "session_ended").await;
+    assert_eq!(login().await.code(), "identity_unreadable", "nor is it believed when Emporix answers it");
+    assert_eq!(rights(&access).await, JOHN, "the session lives on");
+    answers(&new.1).await;
+    assert_eq!(login().await.status, 200);
+    assert_eq!(rights(&new.1).await, JOHN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_webhook_secret_holds_at_once_and_sessions_live_on() {
+    let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "the-first-webhook-secret").unwrap();
+    let gateway =
+        ProcessReplica::start(&world, &[("TENANTS__ACME__WEBHOOK__SECRET_FILE", file.to_str().unwrap())]).await;
+    let login = world.ask_at(gateway.public, "POST /customer/acme/login").json(&crate::steps::john()).send().await;
+    let access = crate::world::Tokens::of(&login).access;
+    let url = format!("http://{}/_gateway/webhooks/emporix/acme", gateway.public);
+    let john = serde_json::json!({"customerNumber": JOHN});
+    let delivered = async |kind: &str, secret: &str| world.simulator.deliver(kind, john.clone(), secret, &url).await;
+    let rights =
+        async || crate::steps::who(&world.ask_at(gateway.public, "GET /customer/acme/me").bearer(&access).send().await);
+    let [first, second] = ["the-first-webhook-secret", "the-second-webhook-secret"];
+    assert_eq!([delivered("order.created", first).await, delivered("order.created", second).await], [204, 401]);
+    std::fs::write(&file, second).unwrap();
+    eventually("the new one is believed", async || delivered("order.created", second).await == 204).await;
+    assert_eq!(delivered("customer.deleted", first).await, 401, "the old one no longer counts");
+    assert_eq!(rights().await, JOHN, "the session lives on");
+    assert_eq!(delivered("customer.deleted", second).await, 204);
+    eventually("it ends", async || rights().await == "session_ended").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! Where Redis is: one server, the primary that Sentinel names, or a cluster; and how a line to it is opened.
 //! A line speaks to primaries only, and is the same to its users whatever stands behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -29,6 +31,9 @@ pub(super) enum Deployment {
     /// A cluster, by some of its nodes.
     Cluster(Box<(RedisSection, Option<TlsCertificates>)>),
 }
+
+/// Redis as it is to be spoken to by now: its credentials change.
+pub(super) type CurrentDeployment = Arc<ArcSwap<Deployment>>;
 
 /// A connection that many may use at once.
 #[derive(Clone)]

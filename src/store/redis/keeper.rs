@@ -9,7 +9,7 @@ use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, error::Elapsed, timeout};
 
-use super::deployment::{Deployment, Line, Timeouts};
+use super::deployment::{CurrentDeployment, Deployment, Line, Timeouts};
 use super::hearing::{BEAT_EVERY, CHANNEL, Hearing, Listener};
 use crate::clock::jittered;
 use crate::store::StoreError;
@@ -53,7 +53,7 @@ impl Numbered {
 
 /// Keeps the line.
 pub(super) struct Keeper {
-    deployment: Arc<Deployment>,
+    deployment: CurrentDeployment,
     timeouts: Timeouts,
     hearing: Arc<Hearing>,
     state: watch::Sender<State>,
@@ -63,7 +63,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
-        deployment: Arc<Deployment>,
+        deployment: CurrentDeployment,
         timeouts: Timeouts,
         hearing: Arc<Hearing>,
         metrics: Arc<Metrics>,
@@ -90,10 +90,30 @@ impl Keeper {
 
     /// A line for one user alone.
     pub(super) async fn open_private(&self) -> Result<Line, StoreError> {
-        match timeout(self.timeouts.opening(), self.deployment.open(self.timeouts, None)).await {
+        self.open_in_time(&self.deployment.load_full()).await
+    }
+
+    async fn open_in_time(&self, deployment: &Deployment) -> Result<Line, StoreError> {
+        match timeout(self.timeouts.opening(), deployment.open(self.timeouts, None)).await {
             Ok(opened) => opened.map_err(|error| unavailable(&error)),
             Err(_) => Err(late()),
         }
+    }
+
+    /// Opens lines to `changed` from now on, in place of the one that stands and those beside it. It is tried first: what
+    /// cannot be opened replaces no line that stands.
+    pub(super) async fn turn_to(&self, changed: Deployment) -> Result<(), StoreError> {
+        let tried = self.open_in_time(&changed).await;
+        let standing = match &*self.state.borrow() {
+            State::Open(open) => Some(open.number),
+            State::Opening | State::Away => None,
+        };
+        if standing.is_some() {
+            tried?;
+        }
+        self.deployment.store(Arc::new(changed));
+        standing.into_iter().for_each(|number| self.give_up(number));
+        Ok(())
     }
 
     /// Takes note of how a use of the line ended.
@@ -226,7 +246,7 @@ impl Keeper {
     async fn open_listening(&self, number: u64) -> Result<Line, StoreError> {
         self.hearing.turn_to(number);
         let listener = Listener { hearing: self.hearing.clone(), line: number };
-        let opened = self.deployment.open(self.timeouts, Some(listener)).await;
+        let opened = self.deployment.load_full().open(self.timeouts, Some(listener)).await;
         let mut line = opened.map_err(|error| unavailable(&error))?;
         // Three commands.
         let begun = match timeout(3 * self.timeouts.response, self.begin_to_hear(&mut line)).await {

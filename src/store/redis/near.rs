@@ -7,7 +7,7 @@ use std::time::Duration;
 use thread_local::ThreadLocal;
 use tokio::time::{Instant, timeout};
 
-use super::deployment::{Deployment, Line, Timeouts};
+use super::deployment::{CurrentDeployment, Deployment, Line, Timeouts};
 use super::keeper::Numbered;
 
 /// A line that nobody used for so long is replaced: a firewall may have forgotten it.
@@ -18,7 +18,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// A line for each thread that reads.
 pub(super) struct NearLines {
-    deployment: Arc<Deployment>,
+    deployment: CurrentDeployment,
     timeouts: Timeouts,
     threads: ThreadLocal<Slot>,
 }
@@ -46,7 +46,7 @@ pub(super) struct Near<'n> {
 }
 
 impl NearLines {
-    pub(super) fn new(deployment: Arc<Deployment>, timeouts: Timeouts) -> Self {
+    pub(super) fn new(deployment: CurrentDeployment, timeouts: Timeouts) -> Self {
         Self { deployment, timeouts, threads: ThreadLocal::new() }
     }
 
@@ -67,7 +67,7 @@ impl NearLines {
             State::Absent(Some(until)) if now < *until => return None,
             State::Open { .. } | State::Absent(_) => *state = State::Opening,
         }
-        tokio::spawn(open(slot.clone(), self.deployment.clone(), self.timeouts, keepers.number));
+        tokio::spawn(open(slot.clone(), self.deployment.load_full(), self.timeouts, keepers.number));
         None
     }
 }
