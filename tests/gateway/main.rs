@@ -52,5 +52,6 @@ mod tls;
 mod token_routes;
 mod traces;
 mod upgrade;
+mod upgrade_tls;
 mod webhooks;
 mod world;

@@ -1,6 +1,7 @@
 //! The gateway is told to stop: clients are told to go, what ends in time ends whole, and nothing outlasts the bound.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::process::ProcessReplica;
@@ -32,6 +34,17 @@ async fn with_tls(world: &World, folder: &tempfile::TempDir, drain_timeout: &str
     ProcessReplica::start(world, &changes).await
 }
 
+/// A connection over TLS that speaks `protocol`, to a gateway whose certificate lies in `folder`.
+pub async fn tls(address: SocketAddr, folder: &tempfile::TempDir, protocol: &[u8]) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.path().join("certificate.pem")).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
 /// An HTTP/2 connection, and what says how it ended.
 struct Http2 {
     send: SendRequest<Bytes>,
@@ -45,14 +58,7 @@ impl Http2 {
         folder: &tempfile::TempDir,
         path: &str,
     ) -> (Self, h2::client::ResponseFuture) {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(folder.path().join("certificate.pem")).unwrap()).unwrap();
-        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let stream = TcpStream::connect(gateway.public).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-        let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+        let (mut send, connection) = h2::client::handshake(tls(gateway.public, folder, b"h2").await).await.unwrap();
         let request = http::Request::get(format!("https://localhost{path}")).body(()).unwrap();
         let (answer, _) = send.send_request(request, true).unwrap();
         (Self { send, ended: tokio::spawn(connection) }, answer)
@@ -74,7 +80,7 @@ impl Http2 {
 }
 
 /// Status and body of an answer, which has to be whole.
-async fn whole(answer: h2::client::ResponseFuture) -> Result<(u16, String), h2::Error> {
+pub async fn whole(answer: h2::client::ResponseFuture) -> Result<(u16, String), h2::Error> {
     let (head, mut body) = answer.await?.into_parts();
     let mut text = Vec::new();
     while let Some(piece) = body.data().await {

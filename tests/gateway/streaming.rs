@@ -19,7 +19,7 @@ const FIVE_MEGABYTES: usize = 5 * 1024 * 1024;
 const AT_MOST: Duration = Duration::from_secs(10);
 /// The longest that a stream may outlive its session.
 const AFTERLIFE: Duration = Duration::from_secs(2);
-const SOCKET: &str = "/ai-service/acme/agentic/socket";
+pub const SOCKET: &str = "/ai-service/acme/agentic/socket";
 
 /// A client's connection, spoken to in bytes.
 struct Connection {

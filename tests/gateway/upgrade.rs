@@ -14,7 +14,7 @@ const SHOPPERS: usize = 8;
 const TRIES_IN_VAIN: &str = "the listeners could not be handed over";
 
 /// A folder that nobody else enters.
-fn private_folder() -> tempfile::TempDir {
+pub fn private_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     folder
