@@ -5,12 +5,21 @@ use std::net::TcpListener;
 
 use crate::errands::{program, said};
 use crate::process::ProcessReplica;
-use crate::world::{Redis, World, eventually, free_port, plain_get};
+use crate::world::{Certificate, Redis, World, eventually, free_port, plain_get};
+
+const LISTENERS: [&str; 4] = ["listen.public", "admin.listen", "forward_auth.listen", "internal.listen"];
 
 /// A configuration with every listener, Redis at `redis`, and `key` listening on `taken`.
 fn configuration(redis: u16, key: &str, taken: u16) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     let port = |own: &str| if own == key { taken } else { free_port() };
-    let text = format!(
+    std::fs::write(file.path(), listening(redis, port)).unwrap();
+    file
+}
+
+/// The same with the port of each listener as `port` names it.
+fn listening(redis: u16, port: impl Fn(&str) -> u16) -> String {
+    format!(
         "listen: {{public: '127.0.0.1:{}'}}\n\
          admin: {{listen: '127.0.0.1:{}'}}\n\
          forward_auth: {{listen: '127.0.0.1:{}', trusted_peers: ['127.0.0.0/8']}}\n\
@@ -23,10 +32,7 @@ fn configuration(redis: u16, key: &str, taken: u16) -> tempfile::NamedTempFile {
         port("admin.listen"),
         port("forward_auth.listen"),
         port("internal.listen"),
-    );
-    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    file
+    )
 }
 
 #[test]
@@ -34,7 +40,7 @@ fn a_port_in_use_is_found_before_redis_is_spoken_to() {
     let [taken, redis] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [port, redis_port] = [&taken, &redis].map(|listener| listener.local_addr().unwrap().port());
     redis.set_nonblocking(true).unwrap();
-    for key in ["listen.public", "admin.listen", "forward_auth.listen", "internal.listen"] {
+    for key in LISTENERS {
         let file = configuration(redis_port, key, port);
         let (code, _, errors) = said(&program(&["serve", "--config", file.path().to_str().unwrap()]));
         assert_eq!(code, Some(69), "{key}: {errors}");
@@ -42,6 +48,71 @@ fn a_port_in_use_is_found_before_redis_is_spoken_to() {
         assert!(errors.lines().count() == 1 && errors.starts_with(&clear), "{key}: {errors}");
         assert!(redis.accept().is_err(), "{key}: Redis saw a connection");
     }
+}
+
+#[test]
+fn what_cannot_be_used_is_one_line_with_its_place_before_any_listener_is_tried() {
+    let held = [(); 5].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let ports = held.each_ref().map(|listener| listener.local_addr().unwrap().port());
+    let [redis, ..] = &held;
+    redis.set_nonblocking(true).unwrap();
+    // Who tried to listen would be told that somebody does.
+    let usable = listening(ports[0], |of| ports[1 + LISTENERS.iter().position(|listener| *listener == of).unwrap()]);
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let ([certificate, key], [_, others_key]) =
+        (Certificate::new().write(folder.path()), Certificate::new().write(other.path()));
+    let tls = |of: &str, certificate: &str, key: &str| {
+        format!("{of}: {{tls: {{certificate_file: '{certificate}', key_file: '{key}'}}, ")
+    };
+    let file = folder.path().join("gateway.yaml");
+    let serve = |text: &str, more: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let (code, shown, said) = said(&program(&[&["serve", "--config", file.to_str().unwrap()], more].concat()));
+        (code, shown + &said)
+    };
+    let (code, said) = serve(&usable, &[]);
+    assert_eq!(code, Some(69), "it is usable but for the ports: {said}");
+    let [listen, internal] = ["listen: {", "internal: {"];
+    let nowhere = "cannot read /nowhere";
+    for (from, to, place, why) in [
+        (listen, &*tls("listen", "/nowhere.pem", &key), "listen.tls.certificate_file", "/nowhere.pem: "),
+        (listen, &tls("listen", &certificate, "/nowhere.pem"), "listen.tls.key_file", "/nowhere.pem: "),
+        (listen, &tls("listen", "/", &key), "listen.tls.certificate_file", "Is a directory"),
+        (
+            listen,
+            &tls("listen", &certificate, &others_key),
+            "listen.tls.key_file",
+            "does not belong to the certificate",
+        ),
+        (internal, &tls("internal", &certificate, &others_key), "internal.tls.key_file", "does not belong to the"),
+        (listen, "listen: {colour: red, ", "listen.colour", "unknown field"),
+        ("admin: {", "admin: {token_file: /nowhere, ", "admin.token_file", nowhere),
+        ("redis: {", "redis: {password_file: /nowhere, ", "store.redis.password_file", nowhere),
+        (
+            "secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+            "secret_file: /nowhere",
+            "store.seal.keys.0.secret_file",
+            nowhere,
+        ),
+        ("secret: MD", "secret: ", "store.seal.keys.0.secret", "32 bytes"),
+        ("redis://", "mysql://", "store.redis.url", "expected redis://"),
+        ("redis://127", "redis://[127", "store.redis.url", "expected redis://"),
+        ("'http://", "'gopher://", "upstream.base_url", "http"),
+        ("tenants:", "version: 2\ntenants:", "version", "it reads 1"),
+        ("tenants:", "version: 0\ntenants:", "version", "it reads 1"),
+    ] {
+        assert!(usable.contains(from), "{from}");
+        let (code, said) = serve(&usable.replacen(from, to, 1), &[]);
+        assert_eq!((code, said.lines().count()), (Some(64), 1), "{to}: {said}");
+        let mut parts = said.strip_prefix(&format!("{}:", file.display())).expect("the file").split(": ");
+        let line_and_column = parts.next().unwrap().split(':').map(str::parse::<u16>);
+        assert_eq!(line_and_column.filter_map(Result::ok).count(), 2, "{to}: {said}");
+        assert_eq!(parts.next(), Some(place), "{to}: {said}");
+        assert!(said.contains(why), "{to}: {said}");
+    }
+    let (code, said) = serve(&usable, &["--upgrade"]);
+    assert_eq!((code, said.as_str()), (Some(64), "listen.upgrade_socket: needed by --upgrade\n"));
+    assert!(redis.accept().is_err(), "Redis saw a connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
