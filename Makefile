@@ -3,6 +3,8 @@
 
 .PHONY: demo test test-all faults ingress deploy-check dashboards game-day check guard record bench measure
 .PHONY: programs tools servers counters proxies peers observers
+# Packages are installed one after the other, and what is measured is measured alone.
+.NOTPARALLEL:
 
 # Builds and starts the simulator and the gateway on embedded defaults, and prints the story to paste.
 demo: tools
@@ -79,7 +81,7 @@ programs: tools servers
 
 # What the tests need beside the program.
 servers:
-	@command -v redis-server >/dev/null && command -v curl >/dev/null || $(APT) redis-server curl
+	@command -v redis-server >/dev/null && command -v curl >/dev/null && [ -x /bin/kill ] || $(APT) redis-server curl procps
 
 # What counts instructions where the processor's counters cannot be had.
 counters:
