@@ -102,6 +102,11 @@ impl Watched {
         Self { servers, sentinels, _folder: folder }
     }
 
+    /// Tells primary and replica.
+    pub fn tell_all(&self, command: &str) {
+        self.servers.iter().for_each(|server| drop(server.command(command)));
+    }
+
     /// The Sentinels' addresses.
     pub fn nodes(&self) -> Vec<String> {
         self.sentinels.iter().map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port)).collect()
@@ -242,6 +247,16 @@ impl Cluster {
     /// Kills the third primary.
     pub fn kill_a_primary(&mut self) {
         drop(self.servers.remove(2));
+    }
+
+    /// Tells every node.
+    pub fn tell_all(&self, command: &str) {
+        self.servers.iter().for_each(|server| drop(server.command(command)));
+    }
+
+    /// Tells the third primary.
+    pub fn tell_a_primary(&self, command: &str) {
+        self.servers[2].command(command);
     }
 
     /// Two of the nodes' addresses.

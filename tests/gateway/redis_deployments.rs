@@ -109,6 +109,48 @@ async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
     eventually("invalidations are heard again", async || store.hears_invalidations()).await;
 }
 
+/// Another password is tried, and taken in the place of the old one, which then no line needs.
+async fn another_password_is_taken(section: &RedisSection, tell: impl Fn(&str), break_lines: impl Fn(&str)) {
+    let (store, sessions) = (tended(section), (0..40).map(|_| session()).collect::<Vec<_>>());
+    let with = |password: &str| RedisSection { password: Some(Secret::new(password)), ..section.clone() };
+    let finds_all = async || {
+        for session in &sessions {
+            if !finds(&store, session).await {
+                return false;
+            }
+        }
+        true
+    };
+    eventually("the store answers", async || store.ping().await.is_ok()).await;
+    for session in &sessions {
+        assert_eq!(store.save(session, HOUR).await, Ok(Saved::Stored(1)));
+    }
+    assert!(store.take(&with("guessed")).await.is_err());
+    assert!(finds_all().await, "what is refused changes nothing");
+    tell(&format!("ACL SETUSER {USER} >another"));
+    assert_eq!(store.take(&with("another")).await, Ok(()));
+    tell(&format!("ACL SETUSER {USER} <{PASSWORD}"));
+    break_lines(&format!("CLIENT KILL USER {USER}"));
+    eventually("all are found", finds_all).await;
+    eventually("others are heard", async || store.hears_invalidations()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_sentinel_another_password_takes_the_old_ones_place() {
+    let redis = Watched::start().await;
+    let tell = |command: &str| redis.tell_all(command);
+    another_password_is_taken(&section(RedisTopology::Sentinel, redis.nodes()), tell, tell).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_another_password_takes_the_old_ones_place_on_lines_that_mend_themselves_too() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let redis = Cluster::start().await;
+    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    let tell = |command: &str| redis.tell_all(command);
+    another_password_is_taken(&section, tell, |command| redis.tell_a_primary(command)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_cluster_a_change_and_an_end_wait_for_a_slot_that_is_on_the_move() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

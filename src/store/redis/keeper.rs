@@ -112,6 +112,7 @@ impl Keeper {
             tried?;
         }
         self.deployment.store(Arc::new(changed));
+        // A cluster's line mends itself, by what it was opened with.
         standing.into_iter().for_each(|number| self.give_up(number));
         Ok(())
     }
