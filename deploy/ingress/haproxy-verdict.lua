@@ -8,6 +8,7 @@ local KEPT = {
   ["x-emporix-customer-id"] = "txn.customer_id",
   ["set-cookie"] = "txn.new_cookie",
   ["access-control-allow-origin"] = "txn.cors_origin",
+  ["access-control-expose-headers"] = "txn.cors_exposed",
   ["vary"] = "txn.vary",
 }
 
@@ -15,8 +16,11 @@ local KEPT = {
 local LEFT_OUT = {
   ["connection"] = true, ["keep-alive"] = true, ["upgrade"] = true, ["te"] = true, ["expect"] = true,
   ["content-length"] = true, ["transfer-encoding"] = true, ["host"] = true,
-  ["x-original-url"] = true, ["x-forwarded-uri"] = true, ["x-forwarded-method"] = true,
+  ["x-original-url"] = true,
 }
+
+-- A verdict that is later, in milliseconds, is none.
+local PATIENCE = 15000
 
 core.register_action("verdict", { "http-req" }, function(txn, address)
   local headers = {}
@@ -30,7 +34,8 @@ core.register_action("verdict", { "http-req" }, function(txn, address)
   headers["x-original-uri"] = { txn.f:pathq() }
   headers["x-original-host"] = { txn.f:req_hdr("host") }
 
-  local answer = core.httpclient():get({ url = "http://" .. address .. "/auth/haproxy", headers = headers })
+  local url = "http://" .. address .. "/auth/haproxy"
+  local answer = core.httpclient():get({ url = url, headers = headers, timeout = PATIENCE })
   if not answer or answer.status ~= 200 then return end
   for name, variable in pairs(KEPT) do
     local values = answer.headers[name]

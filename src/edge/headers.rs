@@ -28,7 +28,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 pub(super) const PROOF: &str = "x-emporix-gateway";
 
 /// Names that no alias in `_` or `.` may imitate: some backends read those as `-`.
-const GUARDED: [&str; 16] = [
+const GUARDED: [&str; 17] = [
     "authorization",
     "saas-token",
     "legal-entity-id",
@@ -43,6 +43,7 @@ const GUARDED: [&str; 16] = [
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
+    "x-real-ip",
     "x-emporix-session-id",
     "x-emporix-customer-id",
 ];

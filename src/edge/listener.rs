@@ -154,13 +154,10 @@ async fn takes_head(current: &CurrentGateway, http: &mut ServerSession) -> bool 
 }
 
 impl Gateway {
-    /// Answers a head that cannot be parsed, and closes the connection.
+    /// Answers a head that cannot be parsed, and counts it.
     async fn refuse_unread(&self, http: &mut ServerSession) {
-        let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
         self.metrics.requests.count(RouteClass::None, Outcome::ClientError);
-        // The connection closes either way.
-        let _ = problem.write_unread(http).await;
-        http.shutdown().await;
+        close_unread(http).await;
     }
 
     /// Sends a request its way and ends it. Returns the connection if it can be used again.
@@ -213,11 +210,27 @@ impl Gateway {
     }
 }
 
-/// Waits for a head on a listener for operators or proxies. False when none comes.
+/// Waits for a head on a listener for operators or proxies. False when none comes that can be attended to: one that cannot
+/// be parsed is answered, for proxies ask again where a connection closes without a word.
 pub(super) async fn takes_own_head(http: &mut ServerSession) -> bool {
     const OWN_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
     http.set_total_drain_timeout(Some(Duration::from_secs(2)));
-    matches!(tokio::time::timeout(OWN_HEAD_TIMEOUT, http.read_request()).await, Ok(Ok(true)))
+    match tokio::time::timeout(OWN_HEAD_TIMEOUT, http.read_request()).await {
+        Ok(Ok(came)) => came,
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
+            close_unread(http).await;
+            false
+        }
+        _ => false,
+    }
+}
+
+/// Answers a head that cannot be parsed, and closes the connection.
+async fn close_unread(http: &mut ServerSession) {
+    let problem = Answer::problem(&GatewayError::BadRequest("its head cannot be parsed"));
+    // The connection closes either way.
+    let _ = problem.write_unread(http).await;
+    http.shutdown().await;
 }
 
 /// The connection of such a listener, if it can be used again.

@@ -1,7 +1,10 @@
 //! Other proxies that ask for verdicts: the shipped examples of `deploy/ingress`, run by the real programs.
 //! The same cases hold before each of them; nothing of the client's own takes the place of what a verdict gives.
 
+mod forged;
+mod odd_targets;
 mod programs;
+mod tap;
 
 use std::time::Duration;
 
@@ -11,8 +14,9 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::figures;
 use crate::steps::{JOHN, assert_dead, john, who};
 use crate::streaming::{echo, open_socket};
-use crate::world::{Answer, Ask, Tokens, World, free_port};
-use programs::{Ingress, Program};
+use crate::world::{Answer, Ask, SlowPath, Tokens, World, free_port};
+use programs::{Behind, Ingress, Program};
+use tap::Tap;
 
 const ORDERS: &str = "GET /order-v2/acme/orders";
 const PRICES: &str = "GET /price/acme/prices";
@@ -21,7 +25,9 @@ const SHOP: &str = "https://shop.example.com";
 /// A gateway that gives verdicts, and a program before the API that asks for them.
 struct Street {
     world: World,
+    program: Program,
     ingress: Ingress,
+    behind: Behind,
 }
 
 impl Street {
@@ -29,13 +35,16 @@ impl Street {
         let verdicts = free_port();
         let world = World::builder()
             .set("FORWARD_AUTH__LISTEN", format!("127.0.0.1:{verdicts}"))
-            .set("FORWARD_AUTH__TRUSTED_PEERS", r#"["127.0.0.0/8"]"#)
+            .set("FORWARD_AUTH__TRUSTED_PEERS", r#"["127.0.0.1/32"]"#)
             .set("FORWARD_AUTH__VISITORS", "true")
+            .set("LISTEN__TRUSTED_PROXIES", r#"["127.0.0.1/32"]"#)
+            .set("LIMITS__VISITORS_PER_ADDRESS__BURST", forged::BURST.to_string())
+            .set("LIMITS__VISITORS_PER_ADDRESS__PER_MINUTE", "1")
             .start()
             .await;
-        let ingress =
-            Ingress::start(program, world.gateway().public.port(), verdicts, world.simulator.address.port()).await;
-        Self { world, ingress }
+        let (public, api) = (world.gateway().public.port(), world.simulator.address.port());
+        let behind = Behind { public, verdicts, api };
+        Self { ingress: Ingress::start(program, behind).await, world, program, behind }
     }
 
     /// Begins a request of the program.
@@ -66,18 +75,28 @@ async fn holds_every_case(program: Program) {
     held("spoofed identity");
     what_the_client_says_of_the_request_is_not_believed(&street, customer).await;
     held("spoofed request");
-    odd_targets_arrive_as_they_came(&street).await;
+    forged::addresses_do_not_reach_the_api(&street, customer).await;
+    held("forged addresses");
+    forged::hosts_are_not_believed(&street).await;
+    held("forged hosts");
+    forged::addresses_do_not_count(&street).await;
+    held("rates by the real address");
+    odd_targets::arrive_as_they_were_judged(&street, customer).await;
     held("odd targets");
     token_routes_are_the_gateways_own(&street).await;
     held("token routes");
     browsers_are_answered(&street).await;
-    held("preflight, 401 body, first cookie");
+    held("preflight, 401 body, first and last cookie");
+    pages_of_another_origin_may_read(&street, customer).await;
+    held("CORS");
     sockets_pass(&street, visitor);
     held("upgrade");
     a_session_that_expired_is_renewed(&street, customer).await;
     held("expired and refreshed");
     a_session_that_was_ended_does_not_pass(&street, customer).await;
     held("revoked");
+    nobody_passes_where_the_gateway_is_silent(&street).await;
+    held("gateway silent");
     nobody_passes_without_the_gateway(street).await;
     held("gateway down");
 }
@@ -160,22 +179,6 @@ async fn what_the_client_says_of_the_request_is_not_believed(street: &Street, ac
     assert!(!format!("{reached:?}").contains("h2c"), "{reached:?}");
 }
 
-async fn odd_targets_arrive_as_they_came(street: &Street) {
-    for target in
-        ["/product/acme/products/caf%C3%A9;v=1,2", "/product/acme/products?q=a%20b&x=../%2F..&y=a+b&z=%E2%82%AC"]
-    {
-        let (answer, reached) = street.reached(street.ask(&format!("GET {target}"))).await;
-        assert!(answer.status < 500 && reached.len() == 1, "{target}: {} {}", answer.status, answer.text);
-        assert_eq!(reached[0].line(), format!("GET {target}"));
-    }
-    for target in
-        ["/product/acme/%2e%2e/%2e%2e/order-v2/acme/orders", "/product/acme%2f..%2f..%2forder-v2%2facme%2forders"]
-    {
-        let (answer, reached) = street.reached(street.ask(&format!("GET {target}"))).await;
-        assert!(answer.status >= 400 && reached.is_empty(), "{target}: {} {reached:?}", answer.status);
-    }
-}
-
 async fn token_routes_are_the_gateways_own(street: &Street) {
     let visitor = Tokens::of(&street.ask(crate::steps::ANONYMOUS_LOGIN).send().await);
     assert!(visitor.access.starts_with("eg_"), "{visitor:?}");
@@ -204,6 +207,47 @@ async fn browsers_are_answered(street: &Street) {
     let again = street.ask(PRICES).header("sec-fetch-site", "same-origin").header("cookie", &cookie).send().await;
     assert_eq!((again.status, again.cookies().len()), (200, 0), "{}", again.text);
     assert_eq!(street.world.simulator.last_api_request().await.headers("x-emporix-session-id"), visit);
+
+    let own = |line, cookie: &str| street.ask(line).header("sec-fetch-site", "same-origin").header("cookie", cookie);
+    let customer = own("POST /customer/acme/login", &cookie).json(&john()).send().await;
+    let cookie = customer.cookies()[0].split(';').next().unwrap().to_owned();
+    assert_eq!(own("POST /_gateway/logout", &cookie).send().await.status, 204);
+    let (gone, reached) = street.reached(street.ask(ORDERS).header("origin", SHOP).header("cookie", &cookie)).await;
+    assert_dead(&gone);
+    assert_eq!((reached.len(), gone.cookies().len()), (0, 1), "{:?}", gone.headers);
+    assert!(gone.cookies()[0].contains("Max-Age=0"), "{:?}", gone.cookies());
+    assert_eq!(gone.header("access-control-allow-origin"), SHOP);
+}
+
+async fn pages_of_another_origin_may_read(street: &Street, access: &str) {
+    let own = json!({
+        "vary": "Accept-Encoding", "access-control-allow-origin": "*", "access-control-allow-credentials": "false",
+        "access-control-expose-headers": "server", "access-control-allow-methods": "PATCH",
+        "access-control-allow-headers": "x-own", "access-control-max-age": "7"
+    });
+    street.world.simulator.fault(json!({"operation": "api", "mode": "status", "status": 200, "headers": own})).await;
+    for site in [None, Some("cross-site"), Some("same-site")] {
+        let ask = street.ask(ORDERS).bearer(access).header("origin", SHOP);
+        let answer = if let Some(site) = site { ask.header("sec-fetch-site", site) } else { ask }.send().await;
+        let all = |name: &str| answer.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert_eq!(all("access-control-allow-origin"), [SHOP], "{:?}", answer.headers);
+        assert_eq!(all("access-control-allow-credentials"), ["true"], "{:?}", answer.headers);
+        let exposed = "x-total-count, x-next-cursor, x-prev-cursor, hybris-count, location, version, retry-after";
+        assert_eq!(all("access-control-expose-headers"), [exposed], "{:?}", answer.headers);
+        let vary = all("vary").join(", ").to_lowercase();
+        assert!(vary.contains("origin") && vary.contains("accept-encoding"), "{vary}");
+        assert!(!format!("{:?}", answer.headers).contains("access-control-allow-methods"), "{:?}", answer.headers);
+    }
+    for (origin, vary) in [(Some("https://evil.example.com"), true), (None, false)] {
+        let ask = street.ask(ORDERS).bearer(access);
+        let answer = if let Some(origin) = origin { ask.header("origin", origin) } else { ask }.send().await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert!(!format!("{:?}", answer.headers).contains("access-control"), "{:?}", answer.headers);
+        let varies = answer.headers.get_all("vary").iter().any(|value| value.to_str().unwrap().contains("Origin"));
+        assert_eq!(varies, vary, "{origin:?}: {:?}", answer.headers);
+    }
+    street.world.simulator.heal().await;
 }
 
 fn sockets_pass(street: &Street, access: &str) {
@@ -225,6 +269,22 @@ async fn a_session_that_was_ended_does_not_pass(street: &Street, access: &str) {
     let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access)).await;
     assert_dead(&answer);
     assert!(reached.is_empty());
+}
+
+/// Connections are taken, and nothing ever comes back. Traefik waits 30 s for a verdict, and cannot be told otherwise.
+async fn nobody_passes_where_the_gateway_is_silent(street: &Street) {
+    let (public, verdicts) =
+        (SlowPath::start(street.behind.public).await, SlowPath::start(street.behind.verdicts).await);
+    let api = Tap::before(street.behind.api).await;
+    let behind = Behind { public: public.port, verdicts: verdicts.port, api: api.port };
+    let ingress = Ingress::start_hurried(street.program, behind).await;
+    for path in [&public, &verdicts] {
+        path.hold();
+    }
+    let patience = Duration::from_secs(if street.program == Program::Traefik { 35 } else { 8 });
+    let asked = street.world.ask_at(ingress.address, "GET /product/acme/products").send();
+    let answer = tokio::time::timeout(patience, asked).await.expect("an answer in time");
+    assert!(answer.status >= 500 && api.heads().is_empty(), "{} {}", answer.status, answer.text);
 }
 
 async fn nobody_passes_without_the_gateway(mut street: Street) {
@@ -284,6 +344,22 @@ async fn a_peer_that_is_not_trusted_is_told_nothing() {
     assert_eq!(forwarded.send().await.status, 403, "nobody is trusted for what he says");
     assert_eq!(answer.header("authorization"), "");
     assert_eq!(world.gateway().metric(r#"gateway_verdicts_total{dialect="nginx",verdict="pass"}"#), 0.0);
+}
+
+/// A proxy would take a connection that closes without a word for broken, and ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_cannot_be_parsed_is_answered() {
+    let listener = free_port();
+    let world = giving_verdicts(listener, r#"["127.0.0.1/32"]"#).start().await;
+    for head in
+        ["/auth/envoy/a<b HTTP/1.1\r\nHost: x\r\n\r\n", "/auth/nginx HTTP/1.1\r\nX-Original-Uri: /a\x7fb\r\n\r\n"]
+    {
+        let answer = world.raw_at(([127, 0, 0, 1], listener).into(), format!("GET {head}").as_bytes()).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("\r\nConnection: close\r\n"),
+            "{head}: {answer}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -669,6 +669,14 @@ impl World {
         Ask { world: self, request: self.client.request(method.parse().unwrap(), url) }
     }
 
+    /// The same, from the address `source` of this machine.
+    pub fn ask_from(&self, source: [u8; 4], address: SocketAddr, line: &str) -> Ask<'_> {
+        let (method, target) = line.split_once(' ').unwrap();
+        let client =
+            reqwest::Client::builder().no_proxy().local_address(std::net::IpAddr::from(source)).build().unwrap();
+        Ask { world: self, request: client.request(method.parse().unwrap(), format!("http://{address}{target}")) }
+    }
+
     /// Begins a request of one gateway's admin listener.
     pub fn ask_admin(&self, replica: usize, line: &str) -> Ask<'_> {
         let (method, target) = line.split_once(' ').unwrap();
@@ -678,8 +686,13 @@ impl World {
 
     /// Sends raw bytes to the first gateway and returns everything that comes back until it closes or falls silent.
     pub async fn raw(&self, bytes: &[u8]) -> String {
+        self.raw_at(self.gateway().public, bytes).await
+    }
+
+    /// The same, sent to `address`.
+    pub async fn raw_at(&self, address: SocketAddr, bytes: &[u8]) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(self.gateway().public).await.unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
         let mut piece = [0; 4096];

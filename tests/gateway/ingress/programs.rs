@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::world::{eventually, free_port, plain_get};
 
 /// A proxy that asks for verdicts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Nginx,
     Haproxy,
@@ -35,6 +35,14 @@ impl Program {
     }
 }
 
+/// What a program stands before: a gateway's two listeners and the API, by their ports.
+#[derive(Clone, Copy)]
+pub struct Behind {
+    pub public: u16,
+    pub verdicts: u16,
+    pub api: u16,
+}
+
 /// One of them, running.
 pub struct Ingress {
     process: Child,
@@ -43,15 +51,26 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// Starts `program` before the API on port `api`, with a gateway's two listeners.
-    pub async fn start(program: Program, public: u16, verdicts: u16, api: u16) -> Self {
+    /// Starts `program` between the ports of `behind`.
+    pub async fn start(program: Program, behind: Behind) -> Self {
+        Self::start_edited(program, behind, str::to_owned).await
+    }
+
+    /// The same with less patience: what the example gives a verdict is a second, what it gives the gateway are two.
+    pub async fn start_hurried(program: Program, behind: Behind) -> Self {
+        let hurried = |text: &str| text.replace("15s", "1s").replace("15000", "1000").replace("60s", "2s");
+        Self::start_edited(program, behind, hurried).await
+    }
+
+    async fn start_edited(program: Program, behind: Behind, edited: impl Fn(&str) -> String) -> Self {
+        let Behind { public, verdicts, api } = behind;
         let (files, name, arguments) = program.example();
         let (folder, own) = (TempDir::new().unwrap(), free_port());
         for file in files {
             let text = std::fs::read_to_string(shipped().join(file)).unwrap();
             std::fs::write(
                 folder.path().join(file),
-                moved(&text, [(8000, own), (8080, public), (8081, verdicts), (8090, api)]),
+                moved(&edited(&text), [(8000, own), (8080, public), (8081, verdicts), (8090, api)]),
             )
             .unwrap();
         }
