@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from checks import alerts, chart, chart_tests, configurations, documents, image, ingresses, machine
+from checks import alerts, chart, chart_tests, configurations, documents, image, ingresses, machine, ports
 from checks.configurations import ROOT
 from checks.documents import at
 
@@ -78,7 +78,8 @@ def manifests(check):
         kubectl = Path(sys.executable).with_name("kubectl")
         built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
         check.fault(folder.name, [built.stderr.strip()] if built.returncode else [])
-        check.examine(folder.name, list(yaml.safe_load_all(built.stdout)))
+        rendered = check.examine(folder.name, list(yaml.safe_load_all(built.stdout)))
+        check.fault(folder.name, ports.faults(rendered))
     for file in sorted((DEPLOY / "kubernetes-ingress").glob("*.yaml")):
         check.fault(file.name, ingresses.faults(file, check.examine(file.name, list(yaml.safe_load_all(file.read_text())))))
 

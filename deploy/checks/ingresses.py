@@ -15,16 +15,28 @@ ROUTES = {
     "IngressRoute": "spec.routes", "VirtualService": "spec.http",
 }
 
+# How an ingress is told of origins.
+SAYS_ORIGINS = re.compile(r"allowOrigins|cors-allow-origin")
+
 
 def faults(file, documents):
     """What does not get to the gateway's public port, and what gets through to the API or out again."""
     routes = [json.dumps(route) for each in documents for route in at(each, ROUTES.get(each["kind"], "none")) or []]
     gateways = " ".join(route for route in routes if '"emporix-gateway' in route)
     found = [f"/{path} does not go to the gateway" for path in own_paths() if not re.search(rf"[/(|]{path}\b", gateways)]
-    if "OPTIONS" not in gateways and "enable-cors" not in file.read_text():
+    # Who sends all calls of other origins there sends their preflights too.
+    if not re.search(r"OPTIONS|`Origin`", gateways) and "enable-cors" not in file.read_text():
         found.append("nobody answers preflights")
     kept = taken_off(file.stem) - {word.lower() for word in re.findall(r"[\w-]+", json.dumps(documents))}
-    return found + [f"{header} is not taken off" for header in sorted(kept)]
+    # Who does not hand the gateway's own CORS headers on says them once more.
+    unsaid = [name for name in exposed() if name not in file.read_text()] if SAYS_ORIGINS.search(file.read_text()) else []
+    return (found + [f"{header} is not taken off" for header in sorted(kept)]
+            + [f"{header} is not exposed to pages of another origin" for header in unsaid])
+
+
+def exposed():
+    """The headers that the gateway lets pages of another origin read."""
+    return re.search(r'EXPOSED_HEADERS: &str =\s*"([^"]+)"', (ROOT / "src/edge/proof.rs").read_text())[1].split(", ")
 
 
 def own_paths():
@@ -42,7 +54,9 @@ def taken_off(ingress):
             listener = yaml.safe_load((EXAMPLES / "envoy.yaml").read_text())["static_resources"]["listeners"][0]
             manager = at(listener, "filter_chains.0.filters.0.typed_config")
             route = at(manager, "route_config.virtual_hosts.0.routes")[-1]
-            return {*route["request_headers_to_remove"], *route["response_headers_to_remove"]}
+            early = at(manager, "early_header_mutation_extensions.0.typed_config.mutations")
+            return {*route["request_headers_to_remove"], *route["response_headers_to_remove"],
+                    *(each["remove"] for each in early)}
         case _:
             # ingress-nginx takes nothing off without snippets, as its file says.
             return set()
