@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use emporix_gateway::clock::{Clock, Timestamp};
-use emporix_gateway::session::{AnonymousHalf, CustomerHalf, SaasToken, Scope, Session, SiteContext};
+use emporix_gateway::session::{AnonymousHalf, CustomerHalf, SaasToken, Scope, Session, SiteContext, Transport};
 use emporix_gateway::store::Invalidation;
 
 use super::bug::Bug;
@@ -425,12 +425,11 @@ fn signed_in(visitor: usize, keeps: &Keeps, age: Duration, around: &Surroundings
         signed_in_at: then,
     };
     session.upgrade(half, now, &LIMITS);
-    session.credentials.issue(&keeps.anonymous, Scope::Anonymous);
-    if !std::ptr::eq(&*keeps.anonymous, &*keeps.customer) {
-        session.credentials.issue(&keeps.customer, Scope::Customer);
+    session.credentials.issue(&keeps.customer, Scope::Customer);
+    // A cookie is all three.
+    if transport == Transport::Handle {
+        session.credentials.issue(&keeps.anonymous, Scope::Anonymous);
         session.credentials.issue(&keeps.refresh, Scope::Customer);
-    } else {
-        session.credentials.issue(&keeps.customer, Scope::Customer);
     }
     session
 }

@@ -20,7 +20,7 @@ use super::bug::Bug;
 use super::emporix::Emporix;
 use super::gate::{Gate, Seam};
 use super::journal::{Half, Journal, Life, Sight};
-use super::visitors::{VISITORS, key_of, visitor_of};
+use super::visitors::{VISITORS, customer_of, key_of, visitor_of};
 
 /// The store itself.
 pub struct SharedStore {
@@ -54,7 +54,9 @@ impl SharedStore {
 
     /// Puts a record there before the run begins.
     pub fn put(&self, session: &Session) {
-        at_once(self.records.save(session, Duration::from_secs(90 * 86_400))).unwrap();
+        const LIFE: Duration = Duration::from_secs(90 * 86_400);
+        at_once(self.records.index(&customer_of(visitor_of(&session.key)), &session.key, LIFE)).unwrap();
+        at_once(self.records.save(session, LIFE)).unwrap();
         self.journal.begins_with(session);
     }
 
