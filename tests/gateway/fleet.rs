@@ -14,6 +14,13 @@ pub const PASSWORD: &str = "hush-hush";
 /// What the gateway's Redis user may do; replication and Sentinel use the default user.
 const RIGHTS: [&str; 7] = ["--user", USER, "on", ">hush-hush", "~eg:*", "&eg:*", "+@all"];
 
+/// The password of this user at the Sentinels.
+pub const SENTINEL_PASSWORD: &str = "watch-and-hush";
+
+/// What it may do there, as deploy/README.md says.
+const SENTINEL_RIGHTS: &str =
+    "user gateway on >watch-and-hush -@all +auth +hello +ping +role +sentinel|masters +sentinel|slaves\n";
+
 struct Server {
     process: Child,
     port: u16,
@@ -62,36 +69,62 @@ fn signal(server: &Server, name: &str) {
 pub struct Watched {
     servers: Vec<Server>,
     sentinels: Vec<Server>,
-    _folder: tempfile::TempDir,
+    /// The Sentinels' addresses.
+    pub nodes: Vec<String>,
+    folder: tempfile::TempDir,
 }
 
 impl Watched {
+    /// Over plain TCP; the Sentinels ask nobody who he is.
     pub async fn start() -> Self {
+        Self::start_over(None).await
+    }
+
+    /// Over TLS; the Sentinels know a user of their own.
+    pub async fn start_over_tls() -> Self {
+        Self::start_over(Some(Certificate::new())).await
+    }
+
+    async fn start_over(certificate: Option<Certificate>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let [primary, replica] = [free_port(), free_port()];
-        let server = |port: u16, more: &[&str]| {
-            let (port_text, directory) = (port.to_string(), folder.path().join(port.to_string()));
-            std::fs::create_dir(&directory).unwrap();
-            let mut arguments =
-                vec!["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"];
-            let directory = directory.display().to_string();
-            arguments.extend(["--dir", &directory]);
-            arguments.extend(RIGHTS);
-            arguments.extend(more);
-            Server::spawn(port, &arguments)
+        let files = certificate.as_ref().map(|certificate| certificate.write(folder.path()));
+        let tls = |port: u16| {
+            let [certificate, key] = files.as_ref()?;
+            Some(format!(
+                "tls-port {port}\ntls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {certificate}\n\
+                 tls-auth-clients no\ntls-replication yes\n"
+            ))
         };
-        let servers = vec![server(primary, &[]), server(replica, &["--replicaof", "127.0.0.1", &primary.to_string()])];
+        let spawn = |port: u16, text: &str, more: &[&str]| {
+            let directory = folder.path().join(port.to_string());
+            std::fs::create_dir(&directory).unwrap();
+            let (file, directory) = (directory.join("redis.conf"), directory.display().to_string());
+            std::fs::write(&file, format!("port {port}\nbind 127.0.0.1\ndir {directory}\n{text}")).unwrap();
+            Server::spawn(port, &[&[file.to_str().unwrap()], more].concat())
+        };
+        // What others are told to come to: over TLS that is another port than the test's own.
+        let ports = || [free_port(), free_port()];
+        let reached_at = |[plain, encrypted]: [u16; 2]| if certificate.is_some() { encrypted } else { plain };
+        let server = |[plain, encrypted]: [u16; 2], role: &str| {
+            let tls = tls(encrypted).unwrap_or_default();
+            spawn(plain, &format!("save \"\"\nrepl-diskless-sync-delay 0\n{tls}{role}"), &RIGHTS)
+        };
+        let [first, second] = [ports(), ports()];
+        let primary = reached_at(first);
+        let servers = vec![server(first, ""), server(second, &format!("replicaof 127.0.0.1 {primary}\n"))];
         eventually("the replica follows", async || servers[0].answers("INFO replication", "state=online")).await;
-        let sentinel = |number: usize| {
-            let (port, file) = (free_port(), folder.path().join(format!("sentinel-{number}.conf")));
+        let (mut sentinels, mut nodes) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let both = ports();
+            let (port, scheme) = (reached_at(both), if certificate.is_some() { "rediss" } else { "redis" });
+            let own = tls(both[1]).map(|tls| format!("{tls}{SENTINEL_RIGHTS}")).unwrap_or_default();
             let text = format!(
-                "port {port}\nbind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {primary} 2\n\
+                "{own}sentinel monitor shop 127.0.0.1 {primary} 2\n\
                  sentinel down-after-milliseconds shop 700\nsentinel failover-timeout shop 3000\n"
             );
-            std::fs::write(&file, text).unwrap();
-            Server::spawn(port, &[&file.display().to_string(), "--sentinel"])
-        };
-        let sentinels: Vec<_> = (0..3).map(sentinel).collect();
+            sentinels.push(spawn(both[0], &text, &["--sentinel"]));
+            nodes.push(format!("{scheme}://127.0.0.1:{port}"));
+        }
         for sentinel in &sentinels {
             eventually("the Sentinels know each other", async || {
                 sentinel.answers("SENTINEL MASTER shop", "num-other-sentinels\r\n$1\r\n2")
@@ -99,7 +132,7 @@ impl Watched {
             })
             .await;
         }
-        Self { servers, sentinels, _folder: folder }
+        Self { servers, sentinels, nodes, folder }
     }
 
     /// Tells primary and replica.
@@ -107,9 +140,21 @@ impl Watched {
         self.servers.iter().for_each(|server| drop(server.command(command)));
     }
 
-    /// The Sentinels' addresses.
-    pub fn nodes(&self) -> Vec<String> {
-        self.sentinels.iter().map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port)).collect()
+    /// The certificate that all of them show, over TLS.
+    pub fn certificate(&self) -> std::path::PathBuf {
+        self.folder.path().join("certificate.pem")
+    }
+
+    /// Lets the replica take the primary's place, and waits until the old primary follows it.
+    pub async fn switch_over(&self) {
+        assert!(self.sentinels[0].answers("SENTINEL FAILOVER shop", "OK"));
+        eventually("the replica is promoted", async || self.servers[1].answers("ROLE", "master")).await;
+        eventually("the old primary is its replica", async || self.servers[0].answers("ROLE", "connected")).await;
+    }
+
+    /// The keys that the server holds which was the replica at first.
+    pub fn keys_of_the_second(&self) -> String {
+        self.servers[1].command("KEYS *").unwrap()
     }
 
     /// Kills the primary that was started first, and waits for the other one to take its place.
@@ -193,8 +238,9 @@ impl Cluster {
 
     /// Runs `redis-cli` against the cluster.
     async fn cli(&self, arguments: &[String]) -> String {
-        let mut command = Command::new("redis-cli");
-        command.args(["--tls", "--cacert"]).arg(self.certificate()).args(arguments);
+        // It would wait for ever for nodes of which one could not have its port.
+        let mut command = Command::new("timeout");
+        command.args(["60", "redis-cli", "--tls", "--cacert"]).arg(self.certificate()).args(arguments);
         let printed = tokio::task::spawn_blocking(move || command.output().expect("redis-cli is there")).await.unwrap();
         String::from_utf8_lossy(&printed.stdout).into_owned()
     }

@@ -12,9 +12,10 @@ use emporix_gateway::store::redis::RedisStore;
 use emporix_gateway::store::{CustomerName, Saved, SessionStore, StoreError};
 use emporix_gateway::telemetry::Metrics;
 
-use crate::fleet::{Cluster, PASSWORD, USER, Watched};
+use crate::fleet::{Cluster, PASSWORD, SENTINEL_PASSWORD, USER, Watched};
+use crate::steps::{JOHN, who};
 use crate::store_contract::{holds_the_contract, measured, session, tended};
-use crate::world::{World, eventually, metric};
+use crate::world::{Answer, Builder, World, eventually, metric};
 
 /// Longer than a command is tried again over a slot that settles at once.
 const ON_THE_MOVE: Duration = Duration::from_millis(150);
@@ -84,7 +85,7 @@ async fn lost_during(store: &Arc<RedisStore>, disturb: impl Future<Output = ()>)
 #[tokio::test(flavor = "multi_thread")]
 async fn under_sentinel_the_contract_holds_and_a_failover_loses_nothing_acknowledged() {
     let mut redis = Watched::start().await;
-    let store = tended(&section(RedisTopology::Sentinel, redis.nodes()));
+    let store = tended(&section(RedisTopology::Sentinel, redis.nodes.clone()));
     holds_the_contract(&*store).await;
     redis.kill_a_sentinel();
     let (written, lost) = lost_during(&store, redis.fail_over()).await;
@@ -139,7 +140,7 @@ async fn another_password_is_taken(section: &RedisSection, tell: impl Fn(&str), 
 async fn under_sentinel_another_password_takes_the_old_ones_place() {
     let redis = Watched::start().await;
     let tell = |command: &str| redis.tell_all(command);
-    another_password_is_taken(&section(RedisTopology::Sentinel, redis.nodes()), tell, tell).await;
+    another_password_is_taken(&section(RedisTopology::Sentinel, redis.nodes.clone()), tell, tell).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +238,7 @@ async fn finds(store: &RedisStore, session: &Session) -> bool {
 async fn whose_a_session_is_and_since_when_none_is_outlives_the_primary() {
     let redis = Watched::start().await;
     let metrics = Arc::new(Metrics::new().unwrap());
-    let store = measured(&section(RedisTopology::Sentinel, redis.nodes()), metrics.clone());
+    let store = measured(&section(RedisTopology::Sentinel, redis.nodes.clone()), metrics.clone());
     let acknowledged = || {
         metric(
             &String::from_utf8(metrics.render()).unwrap(),
@@ -257,19 +258,22 @@ async fn whose_a_session_is_and_since_when_none_is_outlives_the_primary() {
     assert_eq!(acknowledged(), before + 2.0);
 }
 
-async fn two_gateways_under_sentinel(redis: &Watched) -> World {
+fn two_gateways(topology: &str, nodes: &[String]) -> Builder {
+    const UNTHROTTLED: &str = r#"{"burst": 1000, "per_minute": 1000}"#;
     World::builder()
+        .set("LIMITS__SIGN_IN_PER_ACCOUNT", UNTHROTTLED)
         .set("STORE__KIND", "redis")
-        .set("STORE__REDIS__TOPOLOGY", "sentinel")
-        .set("STORE__REDIS__NODES", serde_json::to_string(&redis.nodes()).unwrap())
-        .set("STORE__REDIS__SENTINEL__SERVICE", "shop")
+        .set("STORE__REDIS__TOPOLOGY", topology)
+        .set("STORE__REDIS__NODES", serde_json::to_string(nodes).unwrap())
         .set("STORE__REDIS__USERNAME", USER)
         .set("STORE__REDIS__PASSWORD", PASSWORD)
         .set("STORE__SEAL__ACTIVE", "test")
         .set("STORE__SEAL__KEYS", r#"[{"id": "test", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}]"#)
         .replicas(2)
-        .start()
-        .await
+}
+
+async fn two_gateways_under_sentinel(redis: &Watched) -> World {
+    two_gateways("sentinel", &redis.nodes).set("STORE__REDIS__SENTINEL__SERVICE", "shop").start().await
 }
 
 fn replication(world: &World, outcome: &str) -> f64 {
@@ -324,20 +328,123 @@ async fn a_failover_logs_nobody_out() {
     let mut redis = Watched::start().await;
     let world = two_gateways_under_sentinel(&redis).await;
     let (customer, gone) = (world.customer().await, world.customer().await);
-    let me = async |replica: usize, handle: &str| {
-        world.ask_replica(replica, "GET /customer/acme/me").bearer(handle).send().await
-    };
     let logout = format!("GET /customer/acme/logout?accessToken={}", gone.tokens.access);
     assert_eq!(world.ask(&logout).bearer(&gone.tokens.access).send().await.status, 204);
     redis.fail_over().await;
     for replica in [0, 1] {
         eventually("it heals", async || {
-            let answer = me(replica, &customer.tokens.access).await;
+            let answer = me(&world, replica, &customer.tokens.access).await;
             assert!([200, 503].contains(&answer.status), "{}: {}", answer.status, answer.text);
             assert_eq!(answer.cookies(), Vec::<String>::new());
             answer.status == 200
         })
         .await;
-        assert_eq!(me(replica, &gone.tokens.access).await.status, 401, "a logout outlives the primary");
+        assert_eq!(me(&world, replica, &gone.tokens.access).await.status, 401, "a logout outlives the primary");
     }
+}
+
+async fn me(world: &World, replica: usize, handle: &str) -> Answer {
+    world.ask_replica(replica, "GET /customer/acme/me").bearer(handle).send().await
+}
+
+/// Signs in, asks, refreshes and logs out through the first gateway, and looks at the second: what a customer does goes
+/// through as over a single Redis.
+async fn a_visit_goes_through(world: &World) {
+    let customer = world.customer().await;
+    let handle = &customer.tokens.access;
+    for replica in [0, 1] {
+        assert_eq!(who(&me(world, replica, handle).await), JOHN);
+    }
+    world.simulator.expire("customer_access").await;
+    assert_eq!(who(&me(world, 1, handle).await), JOHN, "renewed there");
+    assert_eq!(who(&me(world, 0, handle).await), JOHN);
+    let refreshed = world.refresh(&customer.tokens.refresh, "").await;
+    assert_eq!(refreshed.status, 200, "{}", refreshed.text);
+    assert_eq!(world.log_out(handle).await.status, 204);
+    for replica in [0, 1] {
+        eventually("it is over", async || me(world, replica, handle).await.text.contains("session_ended")).await;
+    }
+    let elsewhere = [world.customer().await, world.customer().await].map(|customer| customer.tokens.access);
+    let all = world.ask("POST /_gateway/logout-all").bearer(&elsewhere[0]).send().await;
+    assert_eq!(all.status, 204, "{}", all.text);
+    for handle in &elsewhere {
+        eventually("all are over", async || me(world, 1, handle).await.text.contains("session_ended")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visit_over_a_cluster_is_like_any_other_and_a_lost_primary_logs_nobody_out() {
+    let mut redis = Cluster::start().await;
+    let certificate = redis.certificate().display().to_string();
+    let world = two_gateways("cluster", &redis.nodes()).set("STORE__REDIS__CA_FILE", certificate).start().await;
+    a_visit_goes_through(&world).await;
+    let mut customers = Vec::new();
+    for _ in 0..9 {
+        customers.push(world.customer().await.tokens.access);
+    }
+    redis.fail_over().await;
+    for (number, handle) in customers.iter().enumerate() {
+        eventually("it heals", async || {
+            let answer = me(&world, number % 2, handle).await;
+            assert!([200, 503].contains(&answer.status), "{}: {}", answer.status, answer.text);
+            answer.status == 200
+        })
+        .await;
+    }
+    for handle in &customers {
+        eventually("each can log out", async || {
+            // One that is not confirmed is refused from now on where it was asked for, and confirmed later.
+            let answer = world.log_out(handle).await;
+            assert!([204, 401, 503].contains(&answer.status), "{}", answer.text);
+            me(&world, 1, handle).await.text.contains("session_ended")
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_sentinel_over_tls_and_with_a_user_of_its_own_the_contract_holds_through_a_failover() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut redis = Watched::start_over_tls().await;
+    let by = |password: &str| {
+        let password = Some(Secret::new(password.to_owned()));
+        let sentinel = SentinelSection { service: "shop".into(), username: Some(USER.into()), password };
+        let section = section(RedisTopology::Sentinel, redis.nodes.clone());
+        RedisSection { sentinel, ca_file: Some(redis.certificate()), ..section }
+    };
+    let store = tended(&by(SENTINEL_PASSWORD));
+    for refused in [by(PASSWORD), RedisSection { ca_file: None, ..by(SENTINEL_PASSWORD) }] {
+        let refused = tended(&refused);
+        assert!(matches!(refused.load(&session().key).await, Err(StoreError::Unavailable(_))));
+    }
+    holds_the_contract(&*store).await;
+    let (written, lost) = lost_during(&store, redis.fail_over()).await;
+    assert!(lost == 0, "{lost} of {written} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_made_a_replica_is_left_for_its_successor() {
+    let redis = Watched::start().await;
+    let world = two_gateways_under_sentinel(&redis).await;
+    let (customer, gone) = (world.customer().await, world.customer().await);
+    assert_eq!(world.log_out(&gone.tokens.access).await.status, 204);
+    redis.switch_over().await;
+    for replica in [0, 1] {
+        eventually("it heals", async || {
+            let answer = me(&world, replica, &customer.tokens.access).await;
+            assert!([200, 503].contains(&answer.status), "{}: {}", answer.status, answer.text);
+            answer.status == 200
+        })
+        .await;
+        assert_eq!(me(&world, replica, &gone.tokens.access).await.code(), "session_ended");
+    }
+    let anonymous = "GET /customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront";
+    for replica in [0, 1] {
+        eventually("visitors are taken", async || world.ask_replica(replica, anonymous).send().await.status == 200)
+            .await;
+    }
+    a_visit_goes_through(&world).await;
+    let newcomer = world.customer().await;
+    assert_eq!(who(&me(&world, 1, &newcomer.tokens.access).await), JOHN);
+    assert!(redis.keys_of_the_second().contains(":tombstone"));
 }
