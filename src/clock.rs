@@ -75,7 +75,7 @@ pub fn jittered(wait: Duration) -> Duration {
 /// The whole of `asked` and up to a quarter more: who was asked to wait comes no sooner, and not with all the others.
 #[must_use]
 pub fn jittered_past(asked: Duration) -> Duration {
-    asked + (asked / 4).mul_f64(random_share())
+    asked.saturating_add((asked / 4).mul_f64(random_share()))
 }
 
 /// Between 0 and 1. Without random bytes it is merely the same for all.
