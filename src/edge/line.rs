@@ -279,7 +279,7 @@ struct Field {
 
 impl ApiHead {
     /// Takes a head off `buffer`; none while it is not there as a whole.
-    fn take(buffer: &mut BytesMut) -> Result<Option<Self>, LineFault> {
+    pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Self>, LineFault> {
         if buffer.is_empty() {
             return Ok(None);
         }

@@ -22,6 +22,8 @@ mod repeats;
 mod respond;
 mod route;
 mod slots;
+#[doc(hidden)]
+pub mod steps;
 mod target;
 mod token_routes;
 mod upload;
@@ -327,8 +329,7 @@ impl Gateway {
         };
         let elapsed = started.elapsed();
         let served_in = visit.streams_since.map_or(elapsed, |since| since - started);
-        self.metrics.requests.count(visit.class, outcome);
-        self.metrics.request_seconds.record_at(visit.span.as_ref().map(Span::context), visit.class, served_in);
+        self.metrics.finished(visit.span.as_ref().map(Span::context), visit.class, outcome, served_in);
         let (route, tenant) = (visit.class_text(), visit.tenant_text());
         if let Some(span) = &mut visit.span {
             span.note("route", route);

@@ -1,5 +1,7 @@
 //! Every metric of the gateway, in one table. What it says of a metric is its help in `/metrics` and in docs/METRICS.md.
 
+use std::time::Duration;
+
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, IntGauge, Opts, Registry, TextEncoder};
 
@@ -11,6 +13,7 @@ use super::labels::{
 use super::openmetrics::openmetrics;
 use super::process::Process;
 use super::tally::{CounterGrid, Counters, Gauges, Kind, Timers};
+use super::trace::Context;
 
 macro_rules! table {
     ($(#[doc = $help:literal] $field:ident: $kind:ty = $name:literal $([$($label:literal),+])?;)+) => {
@@ -104,6 +107,12 @@ table! {
 }
 
 impl Metrics {
+    /// Counts a request that ended at a place in a trace, where it is traced.
+    pub fn finished(&self, place: Option<&Context>, route: RouteClass, outcome: Outcome, served_in: Duration) {
+        self.requests.count(route, outcome);
+        self.request_seconds.record_at(place, route, served_in);
+    }
+
     /// Every family of series, as it stands now.
     #[must_use]
     pub fn families(&self) -> Vec<MetricFamily> {
