@@ -94,6 +94,7 @@ impl Inside {
             identity_timeout: DAY,
             lease_term: DAY,
             revoke_attempts: 1,
+            most_unsaved: 1,
         };
         Broker::new(
             self.layered(),

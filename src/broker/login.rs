@@ -145,8 +145,10 @@ impl Broker {
         let now = half.signed_in_at;
         let limits = *self.store.limits();
         let customer = CustomerName::of(visitor.tenant, &half.customer_id);
-        self.index(&customer, &visitor.key, now).await?;
-        self.link_jwt(&visitor, saas, limits.absolute).await?;
+        let linked = self.link_jwt(&visitor, saas, limits.absolute);
+        let (indexed, linked) = tokio::join!(self.index(&customer, &visitor.key, now), linked);
+        indexed?;
+        linked?;
         let handles = NewHandles::random(&visitor, Scope::Customer, true)?;
         let mut replaced: Option<Token> = None;
         let mut apply = |session: &mut Session| {

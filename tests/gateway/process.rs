@@ -114,6 +114,16 @@ impl ProcessReplica {
     /// Stops it where it stands: it lives, and does nothing.
     pub fn stop(&self) {
         self.signal("STOP");
+        // A signal is sent before it is obeyed by every thread.
+        while !self.threads_stand_still() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn threads_stand_still(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        let mut stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+        stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')))
     }
 
     /// Lets it go on.

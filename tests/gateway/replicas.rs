@@ -65,7 +65,8 @@ async fn bearer(world: &World) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_requests_on_an_expired_session_are_one_redeem_over_three_replicas() {
-    let world = World::builder().redis().replicas(3).start().await;
+    // They share a machine, where a Redis that answers late says nothing of Redis.
+    let world = World::builder().redis().set("STORE__REDIS__RESPONSE_TIMEOUT", "5s").replicas(3).start().await;
     world.simulator.set(json!({"customer_access_ttl": 600})).await;
     let handle = world.customer().await.tokens.access;
     let addresses: Vec<SocketAddr> = world.replicas.iter().map(|replica| replica.public).collect();
@@ -81,7 +82,8 @@ async fn a_thousand_requests_on_an_expired_session_are_one_redeem_over_three_rep
         requests.spawn(async move { who(&me(&world, at, &handle).await) });
     }
     let answers = requests.join_all().await;
-    assert_eq!(answers.iter().filter(|who| *who == JOHN).count(), 1_000);
+    let mut others = answers.iter().filter(|who| *who != JOHN);
+    assert_eq!(others.next(), None, "and {} more", others.count());
     assert_eq!(redeems(&world).await, 1);
 }
 
