@@ -215,7 +215,7 @@ fn hot_path(c: &mut Criterion) {
     });
     c.bench_function("count the finished request", |b| {
         b.iter(|| {
-            inside.metrics.finished(None, black_box(RouteClass::Customer), Outcome::Success, Duration::from_millis(1))
+            inside.metrics.finished(None, black_box(RouteClass::Customer), Outcome::Success, Duration::from_millis(1));
         });
     });
 }
