@@ -256,24 +256,43 @@ async fn converse(
 ) -> Result<ApiHead, Failure> {
     let reused = line.reused;
     let held: &[u8] = if let Upload::Held(body) = upload { body } else { &[] };
-    line.send(&[head, held]).await.map_err(|fault| judge(fault, reused))?;
     let method = http.req_header().method.clone();
+    if let Err(fault) = line.send(&[head, held]).await {
+        return early_head(line, &method, fault).await.ok_or_else(|| judge(fault, reused));
+    }
     loop {
         let body_done = upload.is_done();
         tokio::select! {
             biased;
             read = line.read_head(&method) => {
                 let head = read.map_err(|fault| judge(fault, reused))?;
-                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                if is_final(&head) {
                     return Ok(head);
                 }
             }
-            piece = http.read_body_or_idle(body_done) => {
+            piece = http.read_body_or_idle(body_done), if !upload.is_refused() => {
                 let piece = piece.map_err(|error| judge_client(&error))?;
                 send_piece(line, piece, http.is_body_done(), upload).await.map_err(Failure::Other)?;
             }
         }
     }
+}
+
+/// The final head of an API that answered before it had read everything, and closed.
+async fn early_head(line: &mut Line, method: &Method, fault: LineFault) -> Option<ApiHead> {
+    if fault == LineFault::TimedOut {
+        return None;
+    }
+    loop {
+        let head = line.read_head(method).await.ok()?;
+        if is_final(&head) {
+            return Some(head);
+        }
+    }
+}
+
+fn is_final(head: &ApiHead) -> bool {
+    !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// What a fault of the upstream connection means. One that was used before may have been closed by the API meanwhile.

@@ -241,7 +241,11 @@ pub(super) async fn kept(http: ServerSession) -> Option<ReusedHttpStream> {
 }
 
 /// The connection with nothing left of its request, if it can be used again.
-async fn renewed(http: Box<ServerSession>) -> Option<Box<ServerSession>> {
+async fn renewed(mut http: Box<ServerSession>) -> Option<Box<ServerSession>> {
+    if http.is_http2() && !http.is_body_done() {
+        // Clients take a stream that is reset under their upload for broken, and the answer with it.
+        let _ = http.drain_request_body().await;
+    }
     let settings = HttpPersistentSettings::for_session(&http);
     let stream = http.finish().await.ok().flatten()?;
     let (stream, settings) = ReusedHttpStream::from_reusable_stream(stream, settings).consume();

@@ -290,14 +290,7 @@ impl Gateway {
         if !http.is_body_done() {
             http.set_keepalive(None);
         }
-        if answer.write(http).await.is_err() {
-            return Ended::Aborted;
-        }
-        if http.is_http2() && !http.is_body_done() {
-            // Clients take a stream that is reset under their upload for broken, and the answer with it.
-            let _ = http.drain_request_body().await;
-        }
-        Ended::Complete
+        if answer.write(http).await.is_ok() { Ended::Complete } else { Ended::Aborted }
     }
 
     /// What the client is told of `error`, and the log beside it.

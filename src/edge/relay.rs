@@ -50,7 +50,7 @@ pub(super) async fn pump(
                     return Ended::Complete;
                 }
             },
-            piece = http.read_body_or_idle(upload_done) => match piece {
+            piece = http.read_body_or_idle(upload_done), if !upload.is_refused() => match piece {
                 Ok(piece) => {
                     if send_piece(line, piece, http.is_body_done(), upload).await.is_err() {
                         return Ended::Aborted;

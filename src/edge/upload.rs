@@ -33,7 +33,7 @@ pub(super) struct Streamed {
     bytes: u64,
     most: u64,
     done: bool,
-    /// The API takes no more of it: the rest is read and dropped, for it may have answered already.
+    /// The API takes no more of it. It may have answered already.
     refused: bool,
 }
 
@@ -52,6 +52,11 @@ impl Upload {
 
     pub(super) const fn is_done(&self) -> bool {
         !matches!(self, Self::Streamed(Streamed { done: false, .. }))
+    }
+
+    /// Whether the API takes no more of it: then nothing is left but to wait for what it says.
+    pub(super) const fn is_refused(&self) -> bool {
+        matches!(self, Self::Streamed(Streamed { refused: true, .. }))
     }
 
     /// The text member `name` of a JSON object that is held.
@@ -166,14 +171,11 @@ pub(super) async fn send_piece(
     let ends = last || piece.is_none();
     let piece = piece.unwrap_or_default();
     streamed.take(piece.len() as u64, ends)?;
-    if !streamed.refused {
-        let sent = match streamed.framing {
-            Framing::Chunked => send_chunk(line, &piece, ends).await,
-            Framing::Length(_) | Framing::None => line.send(&[&piece]).await,
-        };
-        streamed.refused = sent.is_err();
-    }
-    streamed.done = ends;
+    let sent = match streamed.framing {
+        Framing::Chunked => send_chunk(line, &piece, ends).await,
+        Framing::Length(_) | Framing::None => line.send(&[&piece]).await,
+    };
+    (streamed.refused, streamed.done) = (sent.is_err(), ends && sent.is_ok());
     Ok(())
 }
 

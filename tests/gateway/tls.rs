@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::world::{Certificate, World};
 
@@ -73,6 +73,9 @@ async fn an_upload_over_http_2_arrives_complete_and_an_oversized_one_is_refused(
     let upload = ["--http2", "-H", &bearer, "-H", "content-type: application/octet-stream", "--data-binary", &body];
     let answer = curl(&world, &upload, "/media/acme/assets").await;
     assert!(answer.contains(r#""received":3000000"#), "{answer}");
+    world.simulator.fault(json!({"operation": "api", "mode": "status", "status": 413, "times": 1})).await;
+    let answer = curl(&world, &upload, "/media/acme/assets").await;
+    assert!(answer.starts_with("HTTP/2 413"), "the API's own, before it has read the upload: {answer}");
     let login = ["--http2", "-H", &bearer, "-H", "content-type: application/json", "--data-binary", &body];
     let answer = curl(&world, &login, "/customer/acme/login").await;
     assert!(answer.starts_with("HTTP/2 413") && answer.contains("body_too_large"), "{answer}");
