@@ -8,7 +8,7 @@ use crate::info;
 use crate::load::{Connection, Request, hold, login, open_loop, request, saturate};
 use crate::meter::{Cpu, memory};
 use crate::mint::{Holds, mint};
-use crate::program::{Program, Setting, Stage};
+use crate::program::{Awake, Program, Setting, Stage};
 use crate::statistics::{median, microseconds, percentile, spread};
 use crate::table::{CONNECTIONS, PATH, TOKEN_BYTES, one_of_each, request_of};
 
@@ -43,25 +43,17 @@ pub(crate) async fn print(stage: &mut Stage, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Prints what a session costs that is not in memory, and that each is read once.
+/// Prints what a session costs that is not in memory, on cores that sleep in between and on cores that do not, and that each
+/// is read once.
 pub(crate) async fn print_cold(stage: &Stage, rounds: usize, count: usize) -> Result<()> {
-    const EACH: usize = 1_000;
-    let sessions: Vec<_> = (0..count.max((rounds + 1) * EACH)).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
-    stage.save(&sessions).await?;
-    let requests: Vec<Request> = sessions.iter().map(request_of).collect();
-    let gateway = stage.gateway(&Setting::default(), None)?;
-    let (mut added, mut gets) = (Vec::new(), Vec::new());
-    for (round, few) in requests.chunks(EACH).take(rounds + 1).enumerate() {
-        let [cold, hot, get] = cold_times(stage, &gateway, few).await?;
-        // The first round warms the program.
-        if round > 0 {
-            println!("one after the other: p50 {cold:.0} µs cold, {hot:.0} µs hot, one GET of Redis {get:.0} µs");
-            added.push(cold - hot);
-            gets.push(get);
-        }
-    }
-    println!("added at the median: {} µs, a GET by itself {} µs", spread(&added, 0), spread(&gets, 0));
+    println!("cores that sleep between two messages:");
+    print_added(stage, rounds).await?;
+    println!("cores that are kept awake:");
+    let awake = Awake::keep()?;
+    print_added(stage, rounds).await?;
+    drop(awake);
 
+    let requests = cold_requests(stage, count).await?;
     let gateway = stage.gateway(&Setting::default(), None)?;
     let gets = || info::number(stage.redis.address, "commandstats", "cmdstat_get:calls=");
     let before = gets().await?.unwrap_or_default();
@@ -71,6 +63,31 @@ pub(crate) async fn print_cold(stage: &Stage, rounds: usize, count: usize) -> Re
         gets().await?.unwrap_or_default() - before
     );
     Ok(())
+}
+
+async fn print_added(stage: &Stage, rounds: usize) -> Result<()> {
+    const EACH: usize = 1_000;
+    let requests = cold_requests(stage, (rounds + 1) * EACH).await?;
+    let gateway = stage.gateway(&Setting::default(), None)?;
+    let (mut added, mut gets) = (Vec::new(), Vec::new());
+    for (round, few) in requests.chunks(EACH).enumerate() {
+        let [cold, hot, get] = cold_times(stage, &gateway, few).await?;
+        // The first round warms the program.
+        if round > 0 {
+            println!("one after the other: p50 {cold:.0} µs cold, {hot:.0} µs hot, one GET of Redis {get:.0} µs");
+            added.push(cold - hot);
+            gets.push(get);
+        }
+    }
+    println!("added at the median: {} µs, a GET by itself {} µs", spread(&added, 0), spread(&gets, 0));
+    Ok(())
+}
+
+/// Requests, each on a session that only Redis knows.
+async fn cold_requests(stage: &Stage, count: usize) -> Result<Vec<Request>> {
+    let sessions: Vec<_> = (0..count).map(|_| mint(Holds::Cookie, TOKEN_BYTES)).collect();
+    stage.save(&sessions).await?;
+    Ok(sessions.iter().map(request_of).collect())
 }
 
 /// The median times of requests on sessions that are not in memory, of the same once they are, and of a GET, in

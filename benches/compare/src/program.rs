@@ -74,6 +74,29 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }
 
+/// Keeps the cores awake: work that gives way to all other work. A virtual core that slept takes longer to come back than
+/// anything that is measured here.
+pub(crate) struct Awake(Vec<Child>);
+
+impl Awake {
+    /// One for each core.
+    pub(crate) fn keep() -> Result<Self> {
+        let idles = || Command::new("chrt").args(["--idle", "0", "sh", "-c", "while :; do :; done"]).spawn();
+        let cores = std::thread::available_parallelism()?.get();
+        Ok(Self((0..cores).map(|_| idles()).collect::<Result<_>>()?))
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// A port that is free now.
 pub(crate) fn free_port() -> Result<u16> {
     // Below those that the system gives to connections: one of these would be taken again before a program listens.
