@@ -173,10 +173,31 @@ async fn what_the_client_says_of_the_request_is_not_believed(street: &Street, ac
         let (answer, reached) = street.reached(forged).await;
         assert!(!format!("{reached:?}").contains("forged"), "{name}: {} {reached:?}", answer.status);
     }
-    // Inside another protocol nobody could judge what is asked.
-    let tunnel = street.ask(ORDERS).bearer(access).header("connection", "upgrade").header("upgrade", "h2c");
-    let (_, reached) = street.reached(tunnel).await;
-    assert!(!format!("{reached:?}").contains("h2c"), "{reached:?}");
+    inside_which_protocol_is_not_believed(street, access).await;
+}
+
+/// Inside another protocol nobody could judge what is asked.
+async fn inside_which_protocol_is_not_believed(street: &Street, access: &str) {
+    let upgrade = |protocols: &[&str]| {
+        let ask = street.ask(ORDERS).bearer(access).header("connection", "upgrade");
+        let ask = ask.header("sec-websocket-version", "13").header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        protocols.iter().fold(ask, |ask, protocol| ask.header("upgrade", protocol))
+    };
+    for protocols in [
+        &["h2c"][..],
+        &["h2c", "websocket"],
+        &["websocket", "h2c"],
+        &["h2c, websocket"],
+        &["websocket, h2c"],
+        &["WebSocket, H2C"],
+        &["websocket,h2c/1"],
+    ] {
+        let (_, reached) = street.reached(upgrade(protocols)).await;
+        assert!(!format!("{reached:?}").to_lowercase().contains("h2c"), "{protocols:?}: {reached:?}");
+    }
+    let (answer, reached) = street.reached(upgrade(&["WebSocket"])).await;
+    assert_eq!(reached.len(), 1, "{} {}", answer.status, answer.text);
+    assert_eq!(reached[0].headers("upgrade").join(", ").to_lowercase(), "websocket", "{reached:?}");
 }
 
 async fn token_routes_are_the_gateways_own(street: &Street) {
