@@ -95,6 +95,8 @@ async fn holds_every_case(program: Program) {
     held("expired and refreshed");
     a_session_that_was_ended_does_not_pass(&street, customer).await;
     held("revoked");
+    an_api_that_is_away_is_told_of_like_any_answer(&street, &world.customer().await.tokens.access).await;
+    held("API down");
     nobody_passes_where_the_gateway_is_silent(&street).await;
     held("gateway silent");
     nobody_passes_without_the_gateway(street).await;
@@ -290,6 +292,20 @@ async fn a_session_that_was_ended_does_not_pass(street: &Street, access: &str) {
     let (answer, reached) = street.reached(street.ask(ORDERS).bearer(access)).await;
     assert_dead(&answer);
     assert!(reached.is_empty());
+}
+
+/// A page of another origin may read that the API is away, and a new visitor keeps the session all the same.
+async fn an_api_that_is_away_is_told_of_like_any_answer(street: &Street, access: &str) {
+    let ingress = Ingress::start(street.program, Behind { api: free_port(), ..street.behind }).await;
+    let answer = street.world.ask_at(ingress.address, ORDERS).bearer(access).header("origin", SHOP).send().await;
+    // Traefik sends such calls through the gateway, whose API is there.
+    assert!(answer.status >= 502 || street.program == Program::Traefik, "{} {}", answer.status, answer.text);
+    assert_eq!(answer.header("access-control-allow-origin"), SHOP, "{:?}", answer.headers);
+    assert_eq!(answer.header("access-control-allow-credentials"), "true", "{:?}", answer.headers);
+    let first = street.world.ask_from([127, 0, 0, 6], ingress.address, PRICES).header("sec-fetch-site", "same-origin");
+    let answer = first.send().await;
+    assert!(answer.status >= 502, "{} {}", answer.status, answer.text);
+    assert_eq!(answer.cookies().len(), 1, "{:?}", answer.headers);
 }
 
 /// Connections are taken, and nothing ever comes back. Traefik waits 30 s for a verdict, and cannot be told otherwise.
