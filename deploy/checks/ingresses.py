@@ -1,5 +1,7 @@
 """Holds the ingresses of Kubernetes to what the tested examples of deploy/ingress route to the gateway and take off."""
 
+import fnmatch
+import itertools
 import json
 import re
 
@@ -15,6 +17,21 @@ ROUTES = {
     "IngressRoute": "spec.routes", "VirtualService": "spec.http",
 }
 
+# What Gateway API takes in one list of a filter of headers, and how such filters are called.
+MOST_IN_A_FILTER = 16
+
+FILTER_OF_HEADERS = re.compile(r"HeaderModifier$|RequestHeaders$|ResponseHeaders$")
+
+# Those who show a verdict some of a head: where names with `_` are refused, by what word, and where stands what is shown.
+ENVOYS = {
+    "istio": (
+        "spec.configPatches.0.patch.value.typed_config.common_http_protocol_options.headers_with_underscores_action",
+        "REJECT_REQUEST",
+        "spec.meshConfig.extensionProviders.0.envoyExtAuthzHttp.includeRequestHeadersInCheck",
+    ),
+    "envoy-gateway": ("spec.headers.withUnderscoresAction", "RejectRequest", "spec.extAuth.headersToExtAuth"),
+}
+
 # How an ingress is told of origins.
 SAYS_ORIGINS = re.compile(r"allowOrigins|cors-allow-origin")
 
@@ -27,11 +44,45 @@ def faults(file, documents):
     # Who sends all calls of other origins there sends their preflights too.
     if not re.search(r"OPTIONS|`Origin`", gateways) and "enable-cors" not in file.read_text():
         found.append("nobody answers preflights")
+    if file.stem == "traefik" and tested_rule() not in gateways:
+        found.append("other requests go to the gateway than in the tested example")
     kept = taken_off(file.stem) - {word.lower() for word in re.findall(r"[\w-]+", json.dumps(documents))}
     # Who does not hand the gateway's own CORS headers on says them once more.
     unsaid = [name for name in exposed() if name not in file.read_text()] if SAYS_ORIGINS.search(file.read_text()) else []
+    found += [f"{path} has {length} headers, over {MOST_IN_A_FILTER}"
+              for path, length in header_lists(documents) if length > MOST_IN_A_FILTER]
+    if file.stem in ENVOYS:
+        found += [f"{alias} passes unseen" for alias in unseen_aliases(file.stem, documents)]
     return (found + [f"{header} is not taken off" for header in sorted(kept)]
             + [f"{header} is not exposed to pages of another origin" for header in unsaid])
+
+
+def header_lists(node, path="", within=""):
+    """Every list of Gateway API's filters of headers, in Envoy Gateway's policies too, and how long it is."""
+    steps = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for step, below in steps:
+        if step in ("remove", "set", "add") and isinstance(below, list) and FILTER_OF_HEADERS.search(within):
+            yield f"{path}.{step}"[1:], len(below)
+        yield from header_lists(below, f"{path}.{step}", str(step))
+
+
+def unseen_aliases(ingress, documents):
+    """Aliases of the gateway's guarded names that are neither refused nor shown to the verdict, which would refuse them."""
+    where_underscores, refused, where_shown = ENVOYS[ingress]
+    if all(at(each, where_underscores) != refused for each in documents):
+        yield "a name with _"
+    shown = next(names for each in documents if (names := at(each, where_shown)))
+    yield from (alias for alias in dotted_aliases() if not any(fnmatch.fnmatchcase(alias, name) for name in shown))
+
+
+def dotted_aliases():
+    """The guarded names with dots in place of some dashes."""
+    guarded = re.search(r"const GUARDED: [^=]*= \[([^\]]+)\]", (ROOT / "src/edge/headers.rs").read_text())[1]
+    for name in re.findall(r'"([^"]+)"', guarded):
+        words = name.split("-")
+        for joints in itertools.product("-.", repeat=len(words) - 1):
+            if "." in joints:
+                yield words[0] + "".join(joint + word for joint, word in zip(joints, words[1:]))
 
 
 def exposed():
@@ -41,6 +92,10 @@ def exposed():
 
 def own_paths():
     return re.search(r"location ~ \^/\(([^)]+)\)", (EXAMPLES / "nginx.conf").read_text())[1].split("|")
+
+
+def tested_rule():
+    return yaml.safe_load((EXAMPLES / "traefik-routes.yaml").read_text())["http"]["routers"]["gateway"]["rule"]
 
 
 def taken_off(ingress):
