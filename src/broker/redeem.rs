@@ -151,16 +151,22 @@ impl Broker {
         let generation = session.generation(scope);
         let orphan = orphan.filter(|intent| intent.generation == generation);
         let access_lives = now < tokens.access_expires_at && *ask != Ask::Now;
-        match orphan {
+        let session = match orphan {
+            None => session,
             // The token may be spent. While access lives, nothing is lost by leaving it alone.
             Some(_) if access_lives => {
                 return Redeemed::untouched(GatewayError::IdentityUnavailable("an earlier refresh is unsettled"));
             }
-            Some(intent) if intent.recoveries > 0 => return self.lose(&session, scope).await,
-            _ => {}
+            Some(_) => match self.still_unsettled(session, scope).await {
+                Ok(session) => session,
+                Err(settled) => return settled,
+            },
+        };
+        if orphan.is_some_and(|intent| intent.recoveries > 0) {
+            return self.lose(&session, scope).await;
         }
         let recoveries = orphan.map_or(0, |intent| intent.recoveries + 1);
-        let intent = Intent { generation, started_at: now, recoveries };
+        let intent = Intent { generation, started_at: self.clock.now(), recoveries };
         let redeem = Redeem { lease, intent, session: &session, refresh: &refresh };
         let redeemed = match scope {
             Scope::Anonymous => self.redeem_anonymous(&redeem).await,
@@ -169,6 +175,20 @@ impl Broker {
         // Nothing was spent, so the one recovery is still to come.
         let put_back = orphan.filter(|_| redeemed.outcome == RefreshOutcome::Unavailable);
         Redeemed { put_back, ..redeemed }
+    }
+
+    /// The record, if nobody has advanced the half while the lease was held for a while.
+    async fn still_unsettled(&self, seen: Session, scope: Scope) -> Result<Session, Redeemed> {
+        /// The leader whose intent was found may live, with the only valid token: where the store was away for longer than
+        /// its lease, it comes back within the keeper's retry and the longest pause between two saves, a second each.
+        const HELD_FOR: Duration = Duration::from_secs(3);
+        tokio::time::sleep(HELD_FOR).await;
+        match self.store.load_record(&seen.key).await {
+            Ok(Some(session)) if session.generation(scope) == seen.generation(scope) => Ok(session),
+            Ok(Some(settled)) => Err(Redeemed::known(self.standing(&settled, scope), RefreshOutcome::Superseded)),
+            Ok(None) => Err(Redeemed::gone()),
+            Err(error) => Err(Redeemed::untouched(error)),
+        }
     }
 
     async fn redeem_anonymous(self: &Arc<Self>, redeem: &Redeem<'_>) -> Redeemed {

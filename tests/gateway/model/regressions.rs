@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::bug::Bug;
 use super::schedule::{Action, Event, Fate, Schedule, Step};
-use super::simulation::{Log, Simulation};
+use super::simulation::{HELD_FOR, Log, Simulation};
 
 /// The phone's place among the visitors, and the stranger's.
 const PHONE: usize = 0;
@@ -25,6 +25,12 @@ fn all_pass(replica: usize) -> Step {
     Step::Flow { replica, calls: 100 }
 }
 
+/// `replica` finds an intent, and holds its lease for as long as whoever left that may take to save.
+fn held(simulation: &mut Simulation, replica: usize) {
+    simulation.take(all_pass(replica));
+    simulation.take(Step::Wait(HELD_FOR));
+}
+
 fn no_promise_is_broken(simulation: Simulation) {
     let ended = simulation.end();
     assert!(ended.violation.is_none(), "{}", ended.story.join("\n"));
@@ -39,10 +45,12 @@ fn a_refusal_that_the_store_does_not_hear_leaves_the_intent() {
     simulation.until(0, "anonymous refresh", Fate::Lose);
     simulation.take(all_pass(0));
     simulation.take(asks(Action::VisitorRequest, 1));
+    held(&mut simulation, 1);
     simulation.until(1, "anonymous refresh", Fate::Pass);
     simulation.until(1, "load", Fate::Refuse);
     simulation.take(all_pass(1));
     simulation.take(asks(Action::VisitorRequest, 2));
+    held(&mut simulation, 2);
     simulation.take(all_pass(2));
     no_promise_is_broken(simulation);
 }
@@ -72,6 +80,7 @@ fn a_refusal_after_anothers_renewal_serves_what_was_renewed() {
     simulation.take(Step::Befall { event: Event::Crash, replica: 0 });
     simulation.take(Step::Wait(Duration::from_secs(45)));
     simulation.take(asks(Action::VisitorRequest, 1));
+    held(&mut simulation, 1);
     simulation.until(1, "declare", Fate::Pass);
     simulation.take(Step::Arrive { call: 0 });
     simulation.take(all_pass(1));
@@ -90,6 +99,7 @@ fn a_redeem_that_a_logout_overtook_leaves_its_intent() {
     simulation.until(0, "anonymous refresh", Fate::Pass);
     simulation.until(0, "release", Fate::Pass);
     simulation.take(asks(Action::VisitorRequest, 1));
+    held(&mut simulation, 1);
     simulation.take(all_pass(1));
     no_promise_is_broken(simulation);
 }
@@ -165,6 +175,28 @@ fn while_too_many_renewed_tokens_wait_no_further_token_is_sent() {
     simulation.take(Step::Start { action: Action::CustomerRequest, visitor: STRANGER, replica: 0 });
     simulation.take(all_pass(0));
     assert!(simulation.sent() > sent, "once it is saved, others follow");
+    no_promise_is_broken(simulation);
+}
+
+/// The store was away for longer than a lease: another replica was faster to send the token again than its leader to save
+/// what it had got. The refusal ended the half, and the only valid token was let go.
+#[test]
+fn a_leader_that_lives_saves_its_answer_before_its_token_is_sent_again() {
+    let mut simulation = redeemed();
+    let (spent, sent) = (simulation.customer_token(PHONE), simulation.sent());
+    simulation.take(Step::Befall { event: Event::Cut, replica: 0 });
+    simulation.take(Step::Wait(Duration::from_secs(16)));
+    simulation.take(Step::Befall { event: Event::Mend, replica: 0 });
+    simulation.take(asks(Action::CustomerRequest, 1));
+    simulation.take(all_pass(1));
+    simulation.take(Step::Wait(Duration::from_secs(1)));
+    simulation.take(all_pass(0));
+    let renewed = simulation.customer_token(PHONE);
+    simulation.take(Step::Wait(Duration::from_secs(2)));
+    simulation.take(all_pass(1));
+    assert!(!simulation.awaits_answers());
+    assert_eq!((simulation.customer_token(PHONE), simulation.sent()), (renewed.clone(), sent), "one redeem");
+    assert!(renewed.is_some() && renewed != spent);
     no_promise_is_broken(simulation);
 }
 

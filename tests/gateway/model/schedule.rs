@@ -72,7 +72,7 @@ pub enum Step {
         replica: usize,
         calls: usize,
     },
-    /// The calls of one replica pass until it calls Emporix; that call meets its fate.
+    /// The calls of one replica pass, and the time that it holds a lease, until it calls Emporix; that call meets its fate.
     Reach {
         replica: usize,
         fate: Fate,

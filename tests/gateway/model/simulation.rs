@@ -20,6 +20,9 @@ use super::schedule::{Action, Event, Fate, Schedule, Step};
 use super::store::SharedStore;
 use super::visitors::{CUSTOMER, Keeps, VISIT, VISITORS, key_of, tenant_of};
 
+/// For how long a leader holds its lease before it sends a token again.
+pub const HELD_FOR: Duration = Duration::from_secs(3);
+
 /// A clock that stands still until it is moved.
 #[derive(Default)]
 pub struct ModelClock(AtomicU64);
@@ -232,8 +235,15 @@ impl Simulation {
     fn reach(&mut self, replica: usize, fate: Fate) {
         // More than the longest way to Emporix.
         const CALLS: usize = 20;
+        let mut held = false;
         for _ in 0..CALLS {
-            let Some(number) = self.next_of(replica) else { return };
+            let Some(number) = self.next_of(replica) else {
+                if std::mem::replace(&mut held, true) {
+                    return;
+                }
+                self.wait(HELD_FOR);
+                continue;
+            };
             if self.around.gate.seam_of(number) == Some(Seam::Identity) {
                 return self.decide_one(fate, replica, number);
             }
