@@ -1,8 +1,9 @@
 //! Ends sessions: one, all of a customer's, or all but one.
 //! The tombstone comes first, then upstream is told; a session that is refused once stays refused.
 
+use std::collections::HashSet;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Broker, Credential, Permit, Revoked};
@@ -190,9 +191,12 @@ impl Broker {
         event: SessionEvent,
         revoked: &mut Revoked,
     ) -> Result<(), StoreError> {
+        // Where a removal waits already, Emporix heard of the end when that began.
+        let waits = self.removals().contains(key);
         let removed = self.store.remove(key).await;
         self.announce_end(*key);
-        if let Some(session) = &found
+        if !waits
+            && let Some(session) = &found
             && let Some(access) = customer_token(session)
             && !self.revoke_behind(session.tenant, access)
         {
@@ -219,20 +223,32 @@ impl Broker {
         });
     }
 
-    /// Tells the store of an end for as long as it takes, within reason.
+    /// Tells the store of an end for as long as it takes, within reason; of one session's, once at a time.
     pub(super) fn remove_behind(self: &Arc<Self>, key: SessionKey) {
-        const ATTEMPTS: u32 = 600;
+        if !self.removals().insert(key) {
+            return;
+        }
         let broker = self.clone();
         self.go_on(async move {
-            for _ in 0..ATTEMPTS {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                if broker.store.remove(&key).await.is_ok() {
-                    tracing::info!(session = %broker.label(&key), "a logout that waited is confirmed");
-                    return;
-                }
-            }
-            tracing::error!(session = %broker.label(&key), "a logout was never confirmed by the session store");
+            broker.remove_until_taken(&key).await;
+            broker.removals().remove(&key);
         });
+    }
+
+    async fn remove_until_taken(&self, key: &SessionKey) {
+        const ATTEMPTS: u32 = 600;
+        for _ in 0..ATTEMPTS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.store.remove(key).await.is_ok() {
+                tracing::info!(session = %self.label(key), "a logout that waited is confirmed");
+                return;
+            }
+        }
+        tracing::error!(session = %self.label(key), "a logout was never confirmed by the session store");
+    }
+
+    fn removals(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
+        self.removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

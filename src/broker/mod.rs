@@ -22,8 +22,8 @@ mod shared;
 mod visitor;
 mod webhooks;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -119,6 +119,8 @@ pub struct Broker {
     rejections: Rejections,
     adoptions: Adoptions,
     revocations: Revocations,
+    /// The sessions whose removal waits for the store.
+    removals: Mutex<HashSet<SessionKey>>,
     /// Places for renewed tokens that the store did not take yet.
     unsaved: Semaphore,
     /// Turns of operators' revocations.
@@ -155,6 +157,7 @@ impl Broker {
             rejections,
             adoptions,
             revocations: Revocations::default(),
+            removals: Mutex::default(),
             unsaved: Semaphore::new(settings.most_unsaved),
             operators: Arc::new(Semaphore::new(operator::MOST_REVOCATIONS)),
             settings,

@@ -200,6 +200,23 @@ fn a_leader_that_lives_saves_its_answer_before_its_token_is_sent_again() {
     no_promise_is_broken(simulation);
 }
 
+/// Each attempt began another removal of every session, and another revocation of its token.
+#[test]
+fn a_store_that_takes_no_removal_is_told_by_one_for_each_session_and_emporix_once() {
+    const ROUNDS: usize = 20;
+    let mut simulation = tokens_aged(0);
+    simulation.take(asks(Action::LogoutAll, 0));
+    for _ in 0..ROUNDS {
+        simulation.all_but(0, "remove");
+        simulation.take(Step::Wait(Duration::from_secs(1)));
+    }
+    let (refused, revoked) = (simulation.told_of("remove", "fails"), simulation.told_of("revoke", "passes"));
+    // The attempt's own and the one behind it, for both devices.
+    assert!(refused <= 4 * ROUNDS + 2, "{refused} removals");
+    assert_eq!(revoked, 2, "the tokens of both devices");
+    no_promise_is_broken(simulation);
+}
+
 #[test]
 fn a_follower_on_another_replica_is_woken_by_the_leaders_word_and_not_by_time() {
     let mut simulation = tokens_aged(610);

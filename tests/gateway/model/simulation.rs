@@ -204,6 +204,21 @@ impl Simulation {
         }
     }
 
+    /// Lets the calls of `replica` pass until none waits; those named `name` fail.
+    pub fn all_but(&mut self, replica: usize, name: &str) {
+        while !self.around.gate.waiting(replica).is_empty() {
+            let fails = self.around.gate.waiting_named(replica, name);
+            fails.into_iter().for_each(|number| self.decide_one(Fate::Refuse, replica, number));
+            self.take(Step::Flow { replica, calls: usize::from(fails.is_none()) });
+        }
+    }
+
+    /// How many calls named `name` have met what `what` says.
+    pub fn told_of(&self, name: &str, what: &str) -> usize {
+        let story = self.around.journal.story();
+        story.iter().filter(|line| line.contains(&format!("`{name}")) && line.ends_with(what)).count()
+    }
+
     /// Whether a question is still open.
     pub fn awaits_answers(&self) -> bool {
         !self.asked.is_empty()
