@@ -253,7 +253,8 @@ impl Broker {
     }
 
     /// Saves what was issued, if nobody advanced the generation meanwhile: whoever holds the lease by now, it may be the
-    /// only valid token. So a store that is away is asked again for as long as the tokens can be used or renewed.
+    /// only valid token. So a store that is away is asked again for as long as the session lives and the tokens can be used
+    /// or renewed.
     async fn keep_renewed(
         self: &Arc<Self>,
         redeem: &Redeem<'_>,
@@ -264,7 +265,10 @@ impl Broker {
         const LONGEST_PAUSE: Duration = Duration::from_secs(1);
         let (redeemed, scope) = (redeem.session, redeem.lease.scope());
         let generation = redeemed.generation(scope);
-        let worth_until = issued.tokens.lifetime(self.store.limits().refresh_margin).ends_at();
+        /// About a minute's: who wrote what this replica cannot read will not take it back.
+        const MOST_UNREADABLE: u32 = 60;
+        let worth_until = issued.tokens.lifetime(self.store.limits().refresh_margin).ends_at().min(redeemed.ends_at);
+        let mut unreadable = 0;
         let (mut unsaved, mut pause) = (None, Duration::from_millis(100));
         loop {
             let mut ours = false;
@@ -279,6 +283,7 @@ impl Broker {
                     Change::Save
                 })
                 .await;
+            unreadable += u32::from(matches!(saved, Err(StoreError::Unreadable(_))));
             match saved {
                 Ok(Some(session)) if ours => {
                     self.rejections.note_success(session.tenant, scope, self.clock.now());
@@ -287,7 +292,7 @@ impl Broker {
                     return Redeemed::known(self.standing(&session, scope), outcome);
                 }
                 Ok(overtaken) => return self.discard_renewed(redeem, issued, overtaken.as_ref()),
-                Err(error) if self.clock.now() >= worth_until => {
+                Err(error) if self.clock.now() >= worth_until || unreadable == MOST_UNREADABLE => {
                     tracing::error!(session = %self.label(&redeemed.key), %error, "renewed tokens could not be saved");
                     return Redeemed { outcome: RefreshOutcome::Unknown, ..Redeemed::untouched(error) };
                 }

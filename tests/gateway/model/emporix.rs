@@ -42,8 +42,18 @@ struct Known {
     spent: bool,
 }
 
+/// What Emporix does besides what is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whim {
+    #[default]
+    None,
+    /// Its tokens never end.
+    EndlessTokens,
+}
+
 /// The servers of Emporix.
 pub struct Emporix {
+    whim: Mutex<Whim>,
     known: Mutex<HashMap<String, Known>>,
     clock: Arc<dyn Clock>,
     journal: Arc<Journal>,
@@ -51,7 +61,15 @@ pub struct Emporix {
 
 impl Emporix {
     pub fn new(clock: Arc<dyn Clock>, journal: Arc<Journal>) -> Self {
-        Self { known: Mutex::default(), clock, journal }
+        Self { whim: Mutex::default(), known: Mutex::default(), clock, journal }
+    }
+
+    pub fn turn(&self, whim: Whim) {
+        *self.whim.lock().unwrap() = whim;
+    }
+
+    fn is(&self, whim: Whim) -> bool {
+        *self.whim.lock().unwrap() == whim
     }
 
     /// Whose `token` is.
@@ -67,7 +85,8 @@ impl Emporix {
     /// Tokens for `half`, as if issued `age` ago.
     pub fn issue(&self, half: Half, origin: &Origin, age: Duration) -> Issued {
         let now = Timestamp::from_millis(self.clock.now().millis() - u64::try_from(age.as_millis()).unwrap());
-        let (access_ends, refresh_ends) = (now.after(ACCESS_LIFE), now.after(REFRESH_LIFE));
+        let endless = self.is(Whim::EndlessTokens).then_some(Duration::MAX);
+        let [access_ends, refresh_ends] = [ACCESS_LIFE, REFRESH_LIFE].map(|life| now.after(endless.unwrap_or(life)));
         let access = self.token(half, origin, access_ends, false);
         let refresh = self.token(half, origin, refresh_ends, true);
         let signs_in = half.1 == Scope::Customer && *origin == Origin::Fresh;

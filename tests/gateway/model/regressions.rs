@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::bug::Bug;
+use super::emporix::Whim;
 use super::schedule::{Action, Event, Fate, Schedule, Step};
 use super::simulation::{HELD_FOR, Log, Simulation};
 
@@ -198,6 +199,35 @@ fn a_leader_that_lives_saves_its_answer_before_its_token_is_sent_again() {
     assert_eq!((simulation.customer_token(PHONE), simulation.sent()), (renewed.clone(), sent), "one redeem");
     assert!(renewed.is_some() && renewed != spent);
     no_promise_is_broken(simulation);
+}
+
+#[test]
+fn renewed_tokens_of_a_record_that_cannot_be_read_any_more_are_given_up_in_a_minute() {
+    let mut simulation = redeemed();
+    simulation.records_turn_unreadable();
+    for second in 0..62 {
+        assert!(second > 55 || !simulation.is_idle(0), "after {second} s");
+        simulation.take(all_pass(0));
+        simulation.take(Step::Wait(Duration::from_secs(1)));
+    }
+    simulation.take(all_pass(0));
+    assert!(simulation.is_idle(0));
+}
+
+#[test]
+fn renewed_tokens_that_never_end_wait_no_longer_than_their_session_lives() {
+    let mut simulation = tokens_aged(610);
+    simulation.take(asks(Action::CustomerRequest, 0));
+    simulation.until(0, "anonymous refresh", Fate::Pass);
+    simulation.emporix_turns(Whim::EndlessTokens);
+    simulation.until(0, "refresh", Fate::Pass);
+    simulation.take(Step::Befall { event: Event::Cut, replica: 0 });
+    simulation.take(Step::Wait(Duration::from_secs(89 * 86_400)));
+    assert!(!simulation.is_idle(0));
+    for _ in 0..2 {
+        simulation.take(Step::Wait(Duration::from_secs(86_400)));
+    }
+    assert!(simulation.is_idle(0));
 }
 
 /// Each attempt began another removal of every session, and another revocation of its token.

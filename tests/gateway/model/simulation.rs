@@ -12,7 +12,7 @@ use emporix_gateway::store::Invalidation;
 
 use super::bug::Bug;
 use super::client::{Asked, Outcome};
-use super::emporix::{Emporix, MARK, Origin};
+use super::emporix::{Emporix, MARK, Origin, Whim};
 use super::gate::{Gate, Seam};
 use super::journal::{Journal, Promise, Sight, Violation};
 use super::replica::{LIMITS, Replica};
@@ -217,6 +217,16 @@ impl Simulation {
     pub fn told_of(&self, name: &str, what: &str) -> usize {
         let story = self.around.journal.story();
         story.iter().filter(|line| line.contains(&format!("`{name}")) && line.ends_with(what)).count()
+    }
+
+    /// From now on no record can be read.
+    pub fn records_turn_unreadable(&self) {
+        self.around.store.turn_unreadable();
+    }
+
+    /// From now on Emporix answers as `whim` says.
+    pub fn emporix_turns(&self, whim: Whim) {
+        self.around.emporix.turn(whim);
     }
 
     /// Whether a question is still open.

@@ -2,6 +2,7 @@
 //! Says to the other replicas what it changed, as the real ones do; the schedule delivers it or not.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub struct SharedStore {
     journal: Arc<Journal>,
     emporix: Arc<Emporix>,
     bug: Bug,
+    unreadable: AtomicBool,
     /// What each replica has not heard yet.
     unheard: Vec<Mutex<VecDeque<Invalidation>>>,
 }
@@ -44,7 +46,8 @@ fn at_once<T>(work: impl Future<Output = T>) -> T {
 impl SharedStore {
     pub fn new(clock: Arc<dyn Clock>, journal: Arc<Journal>, emporix: Arc<Emporix>, bug: Bug, replicas: usize) -> Self {
         let unheard = (0..replicas).map(|_| Mutex::default()).collect();
-        Self { records: MemoryStore::new(clock.clone(), 100).unwrap(), clock, journal, emporix, bug, unheard }
+        let (records, unreadable) = (MemoryStore::new(clock.clone(), 100).unwrap(), AtomicBool::default());
+        Self { records, clock, journal, emporix, bug, unreadable, unheard }
     }
 
     /// The record as it stands, past every gate.
@@ -86,7 +89,15 @@ impl SharedStore {
         others.for_each(|(_, unheard)| unheard.lock().unwrap().push_back(invalidation));
     }
 
+    /// From now on it says that no record can be read.
+    pub fn turn_unreadable(&self) {
+        self.unreadable.store(true, Ordering::Relaxed);
+    }
+
     fn load(&self, key: &SessionKey) -> Result<Option<Session>, StoreError> {
+        if self.unreadable.load(Ordering::Relaxed) {
+            return Err(StoreError::Unreadable("the test says so"));
+        }
         let loaded = at_once(self.records.load(key))?;
         let (Bug::MixedUp, Some(session)) = (self.bug, loaded.clone()) else { return Ok(loaded) };
         let other = self.peek((visitor_of(key) + 1) % VISITORS.len());
