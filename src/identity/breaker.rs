@@ -43,7 +43,7 @@ pub(super) struct Leave<'b> {
     breaker: &'b Mutex<Breaker>,
     call: EmporixCall,
     /// Whether the others wait for how this one fares.
-    probes: bool,
+    pub(super) probes: bool,
     settled: bool,
 }
 

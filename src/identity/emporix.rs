@@ -109,6 +109,8 @@ impl Emporix {
         let queue = self.queues.get(tenant).ok_or(IdentityError::Failed("an unknown tenant"))?;
         let turn = queue.turn().await;
         let _turn = turn.inspect_err(|_| self.metrics.emporix_calls.count(call, CallOutcome::Unavailable))?;
+        // What piled up before the breaker closed is held back as well.
+        let leave = if leave.probes { leave } else { self.breakers.ask(tenant, call)? };
         let started = Instant::now();
         let exchange = async {
             let answer = within(self.timeout, self.exchange(request)).await;
@@ -388,6 +390,57 @@ fn named(issued: Issued) -> Result<Issued, IdentityError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Emporix asks for a pause in the midst of what has piled up.
+    #[tokio::test]
+    async fn calls_that_wait_for_their_turn_when_the_breaker_closes_are_not_made() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::TcpListener;
+
+        const CALLS: usize = 150;
+        const AT_ONCE: usize = 64;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (made, all_there) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let (counted, answers) = (made.clone(), all_there.clone());
+        tokio::spawn(async move {
+            while let Ok((mut line, _)) = listener.accept().await {
+                let (counted, answers) = (counted.clone(), answers.clone());
+                tokio::spawn(async move {
+                    while line.read(&mut [0; 4_096]).await.is_ok_and(|length| length > 0) {
+                        if counted.fetch_add(1, Ordering::Relaxed) + 1 == AT_ONCE {
+                            answers.add_permits(CALLS);
+                        }
+                        answers.acquire().await.unwrap().forget();
+                        let limited = b"HTTP/1.1 429 Limited\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
+                        line.write_all(limited).await.unwrap();
+                    }
+                });
+            }
+        });
+        let (acme, metrics) = (TenantId::parse("acme").unwrap(), Arc::new(Metrics::new().unwrap()));
+        let (client, ids) = (client(Duration::from_secs(5)).unwrap(), HashMap::from([(acme, "storefront".to_owned())]));
+        let clock = Arc::new(crate::clock::ShiftedClock::default());
+        let emporix =
+            Arc::new(Emporix::new(client, Duration::from_secs(5), &base, ids, clock, metrics.clone()).unwrap());
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..CALLS {
+            let emporix = emporix.clone();
+            calls.spawn(async move { emporix.anonymous_refresh(&acme, &Token::parse("spent").unwrap()).await });
+        }
+        for answer in calls.join_all().await {
+            assert!(matches!(answer, Err(IdentityError::RateLimited { .. })), "{answer:?}");
+        }
+        assert_eq!(made.load(Ordering::Relaxed), AT_ONCE);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        let counts = |series: &str| text.lines().any(|line| line == series);
+        assert!(
+            counts(r#"gateway_emporix_calls_total{operation="anonymous_refresh",outcome="unavailable"} 64"#),
+            "{text}"
+        );
+        assert!(counts(r#"gateway_breaker_events_total{dependency="anonymous_refresh",event="refused"} 86"#), "{text}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_calls_wait_for_their_turn_and_for_so_long_and_what_is_beyond_is_refused_at_once() {
