@@ -20,6 +20,9 @@ const MOST_WAITING: usize = 10_000;
 /// How long a revocation is held back, all in all, while Emporix is away or asks for a pause.
 const LONGEST_HELD_BACK: Duration = Duration::from_secs(600);
 
+/// The longest pause between two attempts, whatever Emporix asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// The revocations that are to be made.
 pub(super) struct Revocations {
     waiting: Arc<Semaphore>,
@@ -63,7 +66,7 @@ impl Broker {
                 // Not called at all, or asked to wait: no attempt.
                 Err(IdentityError::HeldBack) => jittered(Duration::from_secs(1)),
                 Err(IdentityError::RateLimited { retry_after }) => {
-                    jittered_past(Duration::from_secs(retry_after.unwrap_or(1)))
+                    jittered_past(Duration::from_secs(retry_after.unwrap_or(1)).min(LONGEST_PAUSE))
                 }
                 Err(_) => {
                     attempt += 1;

@@ -5,7 +5,7 @@ use emporix_gateway::store::MOST_PER_CUSTOMER;
 use serde_json::json;
 
 use crate::steps::{ANONYMOUS_LOGIN, GUEST, JANE, JOHN, assert_dead, visiting};
-use crate::world::{Tokens, World, eventually, logged};
+use crate::world::{Tokens, World, eventually};
 
 /// The name of the one customer's index in Redis.
 fn index(world: &World) -> String {
@@ -99,19 +99,6 @@ async fn a_pause_that_emporix_asks_for_is_no_attempt_at_telling_it() {
         assert_eq!(world.ask(&line).bearer(&customer.tokens.access).send().await.status, 204);
     }
     eventually("both are told in the end", async || world.simulator.calls("logout").await == 3).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_that_outlasts_all_patience_is_not_waited_for() {
-    let world = World::new().await;
-    let login = world.ask("POST /customer/globex/login").json(&crate::steps::john()).send().await;
-    let hour = json!({"operation": "logout", "mode": "status", "status": 429, "headers": {"retry-after": "3600"}});
-    world.simulator.fault(hour).await;
-    let access = login.json()["access_token"].as_str().unwrap().to_owned();
-    assert_eq!(world.ask("GET /customer/globex/logout").bearer(&access).send().await.status, 204);
-    let given_up = |line: &str| line.contains("could not be told of a logout") && line.contains("globex");
-    eventually("it is given up", async || logged().lines().any(given_up)).await;
-    assert_eq!(world.simulator.calls("logout").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,8 @@ pub enum Whim {
     None,
     /// Its tokens never end.
     EndlessTokens,
+    /// It asks whoever revokes a token for a pause of an hour.
+    PausedRevocations,
 }
 
 /// The servers of Emporix.
@@ -269,7 +271,11 @@ impl IdentityProvider for GatedIdentity {
     }
 
     async fn revoke(&self, _: &TenantId, _: &Token) -> Result<(), IdentityError> {
-        self.call("revoke", |_| Ok(())).await
+        self.call("revoke", |emporix| match emporix.is(Whim::PausedRevocations) {
+            true => Err(IdentityError::RateLimited { retry_after: Some(3_600) }),
+            false => Ok(()),
+        })
+        .await
     }
 
     async fn service_token(&self, _: &TenantId, _: &ServiceClient) -> Result<Issued, IdentityError> {

@@ -248,6 +248,26 @@ fn a_store_that_takes_no_removal_is_told_by_one_for_each_session_and_emporix_onc
 }
 
 #[test]
+fn a_revocation_waits_a_minute_for_emporix_whatever_pause_it_asks_for_and_gives_up_in_the_end() {
+    for heals in [true, false] {
+        let mut simulation = tokens_aged(0);
+        simulation.emporix_turns(Whim::PausedRevocations);
+        simulation.take(asks(Action::Logout, 0));
+        simulation.take(all_pass(0));
+        if heals {
+            simulation.emporix_turns(Whim::None);
+        }
+        for _ in 0..10 {
+            simulation.take(Step::Wait(Duration::from_secs(75)));
+            simulation.take(all_pass(0));
+        }
+        let calls = simulation.told_of("revoke", "passes");
+        assert!(if heals { calls == 2 } else { (7..=10).contains(&calls) }, "{calls} calls");
+        assert!(simulation.is_idle(0));
+    }
+}
+
+#[test]
 fn a_follower_on_another_replica_is_woken_by_the_leaders_word_and_not_by_time() {
     let mut simulation = tokens_aged(610);
     simulation.take(asks(Action::CustomerRequest, 0));
