@@ -109,7 +109,7 @@ impl Emporix {
         let queue = self.queues.get(tenant).ok_or(IdentityError::Failed("an unknown tenant"))?;
         let turn = queue.turn().await;
         let _turn = turn.inspect_err(|_| self.metrics.emporix_calls.count(call, CallOutcome::Unavailable))?;
-        // What piled up before the breaker closed is held back as well.
+        // What piled up before the breaker opened is held back as well.
         let leave = if leave.probes { leave } else { self.breakers.ask(tenant, call)? };
         let started = Instant::now();
         let exchange = async {
@@ -393,7 +393,7 @@ mod tests {
 
     /// Emporix asks for a pause in the midst of what has piled up.
     #[tokio::test]
-    async fn calls_that_wait_for_their_turn_when_the_breaker_closes_are_not_made() {
+    async fn calls_that_wait_for_their_turn_when_the_breaker_opens_are_not_made() {
         use std::sync::atomic::{AtomicUsize, Ordering};
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         use tokio::net::TcpListener;
