@@ -128,11 +128,44 @@ async fn other_credentials_of_redis_are_tried_and_taken_and_sessions_live_on() {
     redis.command(&format!("ACL SETUSER gateway resetpass >{third}"));
     redis.command("CLIENT KILL USER gateway");
     eventually("Redis is locked", async || !ready().await).await;
+    std::fs::write(&file, "hush-hush-guessed").unwrap();
+    eventually("what Redis does not know is refused then too", async || gateway.metric(REFUSED) == 1.0).await;
     std::fs::write(&file, third).unwrap();
     eventually("what was locked opens", ready).await;
     assert_eq!(priced(&world, &gateway, &access).await, 200, "the session lives on");
     let logged = gateway.logged();
     assert!(!logged.contains("hush-hush") && !logged.contains("take effect at the next start"), "{logged}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_redis_that_let_in_and_no_further_are_refused_and_sessions_live_on() {
+    let world = World::builder().redis().start().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let access = visitor(&world, &gateway).await;
+    let may = |rights: &str| world.redis().command(&format!("ACL SETUSER narrow reset on >hush {rights}"));
+    let turns = |outcome: &str| gateway.metric(&format!(r#"gateway_config_reloads_total{{outcome="{outcome}"}}"#));
+    gateway.configure(|text| text + "store: {redis: {username: narrow, password: hush}}\n");
+    let lacking = [
+        "~eg:* resetchannels +@all",
+        "~eg:* &eg:* +@all -subscribe",
+        "~eg:* &eg:* +@all -publish",
+        "resetkeys &eg:* +@all",
+    ];
+    for (before, rights) in lacking.iter().enumerate() {
+        may(rights);
+        gateway.hang_up();
+        eventually(rights, async || turns("refused") as usize > before).await;
+        assert_eq!((gateway.metric(REFUSED), turns("applied")), (1.0, 0.0), "{rights}");
+        assert!(plain_get(gateway.admin, "/readyz").starts_with("HTTP/1.1 200"), "{rights}");
+        assert_eq!(priced(&world, &gateway, &access).await, 200, "{rights}");
+        visitor(&world, &gateway).await;
+    }
+    assert!(gateway.logged().contains("store.redis: its credentials cannot be used: unavailable: "));
+    assert!(!gateway.logged().contains("the session store does not answer"), "the line stands");
+    may("~eg:* &eg:* +@all");
+    gateway.hang_up();
+    eventually("they are taken", async || gateway.metric(REFUSED) == 0.0).await;
+    visitor(&world, &gateway).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, error::Elapsed, timeout};
 
@@ -24,6 +24,10 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 
 /// Waits between attempts at opening a line, doubling from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What is said and read on trial: no replica takes it for a message, and there is no such record.
+const NO_MESSAGE: &[u8] = b"";
+const NO_KEY: &str = "eg:trial";
 
 /// The line, as its users see it.
 #[derive(Clone)]
@@ -101,20 +105,39 @@ impl Keeper {
     }
 
     /// Opens lines to `changed` from now on, in place of the one that stands and those beside it. It is tried first: what
-    /// cannot be opened replaces no line that stands.
+    /// does not serve replaces no line that stands, and what Redis denies replaces nothing.
     pub(super) async fn turn_to(&self, changed: Deployment) -> Result<(), StoreError> {
-        let tried = self.open_in_time(&changed).await;
+        let tried = self.try_out(&changed).await;
+        let denied = matches!(&tried, Ok(Err(error)) if is_denied(error));
         let standing = match &*self.state.borrow() {
             State::Open(open) => Some(open.number),
             State::Opening | State::Away => None,
         };
-        if standing.is_some() {
-            tried?;
+        if standing.is_some() || denied {
+            tried.map_err(|_| late())?.map_err(|error| unavailable(&error))?;
         }
         self.deployment.store(Arc::new(changed));
         // A cluster's line mends itself, by what it was opened with.
         standing.into_iter().for_each(|number| self.give_up(number));
         Ok(())
+    }
+
+    /// Has a line of its own do what the store lives by: hear, speak and read.
+    async fn try_out(&self, changed: &Deployment) -> Result<RedisResult<()>, Elapsed> {
+        let mut line = match timeout(self.timeouts.opening(), changed.open(self.timeouts, None)).await? {
+            Ok(line) => line,
+            Err(error) => return Ok(Err(error)),
+        };
+        let tried = timeout(4 * self.timeouts.response, async {
+            begin_to_hear(&mut line, NO_MESSAGE).await?;
+            Cmd::get(NO_KEY).exec_async(&mut line).await
+        })
+        .await;
+        match tried {
+            Ok(Err(error)) if is_denied(&error) => Ok(Err(error)),
+            Ok(Err(_)) | Err(_) if self.serves_in_part(&mut line).await => Ok(Ok(())),
+            tried => tried,
+        }
     }
 
     /// Takes note of how a use of the line ended.
@@ -250,8 +273,8 @@ impl Keeper {
         let opened = self.deployment.load_full().open(self.timeouts, Some(listener)).await;
         let mut line = opened.map_err(|error| unavailable(&error))?;
         // Three commands.
-        let begun = match timeout(3 * self.timeouts.response, self.begin_to_hear(&mut line)).await {
-            Ok(begun) => begun.map_err(|error| unavailable(&error)),
+        let begun = match timeout(3 * self.timeouts.response, begin_to_hear(&mut line, &self.hearing.beat())).await {
+            Ok(begun) => begun.map(|servers| self.hearing.said_to(servers)).map_err(|error| unavailable(&error)),
             Err(_) => Err(late()),
         };
         match begun {
@@ -259,16 +282,16 @@ impl Keeper {
             Ok(()) | Err(_) => Ok(line),
         }
     }
+}
 
-    /// A server that is loading its files takes messages, and nothing else: it is asked for more.
-    async fn begin_to_hear(&self, line: &mut Line) -> RedisResult<()> {
-        line.subscribe(CHANNEL).await?;
-        if let Line::Node(node) = line {
-            redis::cmd("PING").exec_async(node).await?;
-        }
-        self.hearing.said_to(line.say(CHANNEL, &self.hearing.beat()).await?);
-        Ok(())
+/// Subscribes, and says `message`. Returns how many servers took it.
+async fn begin_to_hear(line: &mut Line, message: &[u8]) -> RedisResult<usize> {
+    line.subscribe(CHANNEL).await?;
+    // A server that is loading its files takes messages, and nothing else: it is asked for more.
+    if let Line::Node(node) = line {
+        redis::cmd("PING").exec_async(node).await?;
     }
+    line.say(CHANNEL, message).await
 }
 
 /// Whether only another connection, perhaps to another server, can do better.
@@ -285,9 +308,15 @@ fn is_refusal(error: &RedisError) -> bool {
     moved_on || error.code() == Some("NOAUTH")
 }
 
+/// Whether the server knows us not, or lets us not do that.
+fn is_denied(error: &RedisError) -> bool {
+    let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")].contains(&error.code());
+    denied || error.kind() == ErrorKind::AuthenticationFailed
+}
+
 /// Says the kind and code of an error, not its detail: that may quote what was sent, and so may a code that nobody knows.
 pub(super) fn unavailable(error: &RedisError) -> StoreError {
-    const TOLD: [&str; 7] = ["NOAUTH", "WRONGPASS", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE"];
+    const TOLD: [&str; 8] = ["NOAUTH", "WRONGPASS", "NOPERM", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE"];
     let code = error.code().filter(|code| TOLD.contains(code));
     let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
     let timeout = if error.is_timeout() { ", no answer in time" } else { "" };
