@@ -14,7 +14,7 @@ use super::certificate::Certificates;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
 use crate::clock::Timestamp;
-use crate::config::{Config, LogLevel, TlsSection};
+use crate::config::{Config, LogLevel, RedisSection, TlsSection};
 use crate::edge::CurrentGateway;
 use crate::edge::admin::Admin;
 use crate::store::redis::RedisStore;
@@ -22,6 +22,9 @@ use crate::telemetry::{Metrics, Reloaded};
 
 /// Looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Looks after which what was refused is tried again.
+const LOOKS_BETWEEN_TRIES: u32 = 5;
 
 /// Where the configuration comes from, and where its log level goes.
 pub struct Source {
@@ -49,6 +52,10 @@ pub(super) struct Reload {
     started_with: Config,
     /// What is in effect.
     holds: Config,
+    /// As what Redis is spoken to.
+    redis_as: RedisSection,
+    /// Why what was read last is not in effect.
+    refused: Option<String>,
 }
 
 impl Reload {
@@ -64,6 +71,8 @@ impl Reload {
             metrics: app.metrics.clone(),
             started_with: app.config.clone(),
             holds: app.config.clone(),
+            redis_as: app.config.store.redis.clone(),
+            refused: None,
         }
     }
 
@@ -71,37 +80,32 @@ impl Reload {
     pub(super) async fn tend(self, mut hangups: Signal) {
         let mut reload = self;
         let mut files = files_of(&reload.source.file, &reload.holds);
-        let mut last = state_of(&files).await;
+        let last = state_of(&files).await;
         let read_at = UNIX_EPOCH + Duration::from_millis(reload.source.read_at.millis());
         let before = |state: &FileState| state.filter(|(changed_at, ..)| *changed_at < read_at);
-        let mut applied: Vec<FileState> = last.iter().map(before).collect();
+        let mut looks = Looks { read: last.iter().map(before).collect(), last, since_read: 0 };
         loop {
             let told = tokio::select! {
                 _ = hangups.recv() => true,
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
-            let now = state_of(&files).await;
-            // Files that belong together are not written at once: they have to have come to rest.
-            let changed = now != applied && now == last;
-            last.clone_from(&now);
-            if told || changed {
-                applied = now;
-                // Files are read: nothing that has to go on may wait for them.
-                let Ok(read) = spawn_blocking(move || reload.reload()).await else { return };
-                reload = read;
-                let named = files_of(&reload.source.file, &reload.holds);
-                if named != files {
-                    files = named;
-                    applied = state_of(&files).await;
-                    last.clone_from(&applied);
-                }
+            let Some(due) = looks.due(state_of(&files).await, told, reload.refused.is_some()) else { continue };
+            // Files are read: nothing that has to go on may wait for them.
+            let Ok(read) = spawn_blocking(move || reload.reload(due)).await else { return };
+            reload = read;
+            let named = files_of(&reload.source.file, &reload.holds);
+            if named != files {
+                files = named;
+                let read = state_of(&files).await;
+                looks = Looks { last: read.clone(), read, since_read: 0 };
             }
         }
     }
 
-    fn reload(mut self) -> Self {
+    fn reload(mut self, due: Due) -> Self {
         match self.apply() {
             Ok(restart) => {
+                self.refused = None;
                 self.metrics.reloads.count(Reloaded::Applied);
                 self.metrics.configuration_refused.set(0);
                 tracing::info!("the configuration was read again");
@@ -109,10 +113,12 @@ impl Reload {
                     tracing::warn!(keys = restart.join(" "), "parts of it take effect at the next start only");
                 }
             }
+            Err(error) if due == Due::Again && self.refused.as_ref() == Some(&error) => {}
             Err(error) => {
                 self.metrics.reloads.count(Reloaded::Refused);
                 self.metrics.configuration_refused.set(1);
                 tracing::error!(error, "the configuration cannot be used; the old one stays");
+                self.refused = Some(error);
             }
         }
         self
@@ -128,7 +134,9 @@ impl Reload {
         if self.certificates.have_other_roots(&certificates) {
             restart.push("client_ca_file");
         }
-        self.take_credentials(&config)?;
+        if !self.take_credentials(&config.store.redis)? {
+            restart.push("/store/redis/credentials");
+        }
         let tenants = self.tenants.changed(&self.holds, &config);
         self.certificates.take(&certificates);
         self.certificates.tell(&self.metrics);
@@ -140,17 +148,20 @@ impl Reload {
         Ok(restart)
     }
 
-    /// Speaks to Redis with other credentials, where those alone have changed. What Redis refuses is a fault.
-    fn take_credentials(&self, config: &Config) -> Result<(), String> {
-        let (known, read) = (&self.holds.store.redis, &config.store.redis);
-        let place = self.started_with.store.redis.without_credentials();
-        match &self.redis {
-            Some(redis) if known != read && read.without_credentials() == place => {
-                let taken = Handle::current().block_on(redis.take(read));
-                taken.map_err(|error| format!("store.redis: its credentials cannot be used: {error}"))
-            }
-            _ => Ok(()),
+    /// Speaks to Redis with the credentials of `read`, unless they are for another place: returns whether it does. What
+    /// Redis refuses is a fault.
+    fn take_credentials(&mut self, read: &RedisSection) -> Result<bool, String> {
+        let Some(redis) = &self.redis else { return Ok(true) };
+        if self.redis_as.shows_the_same_as(read) {
+            return Ok(true);
         }
+        if self.redis_as.without_credentials() != read.without_credentials() {
+            return Ok(false);
+        }
+        let taken = Handle::current().block_on(redis.take(read));
+        taken.map_err(|error| format!("store.redis: its credentials cannot be used: {error}"))?;
+        self.redis_as = read.clone();
+        Ok(true)
     }
 
     /// The configuration with the tenants that were there from the start: none comes or goes by halves.
@@ -159,6 +170,42 @@ impl Reload {
         config.tenants =
             known.map(|(id, section)| (*id, config.tenants.remove(id).unwrap_or_else(|| section.clone()))).collect();
         config
+    }
+}
+
+/// Why the configuration is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// It was told to be, or has changed.
+    News,
+    /// It was refused, and what it speaks of may have changed: Redis learns a password after its file did.
+    Again,
+}
+
+/// What was seen of the files.
+struct Looks {
+    /// As they were when they were read.
+    read: Vec<FileState>,
+    last: Vec<FileState>,
+    since_read: u32,
+}
+
+impl Looks {
+    /// Whether the files are to be read, as they are `now`.
+    fn due(&mut self, now: Vec<FileState>, told: bool, refused: bool) -> Option<Due> {
+        self.since_read = self.since_read.saturating_add(1);
+        // Files that belong together are not written at once: they have to have come to rest.
+        let at_rest = now == self.last;
+        let due = if told || (at_rest && now != self.read) {
+            Some(Due::News)
+        } else {
+            (at_rest && refused && self.since_read >= LOOKS_BETWEEN_TRIES).then_some(Due::Again)
+        };
+        self.last.clone_from(&now);
+        if due.is_some() {
+            (self.read, self.since_read) = (now, 0);
+        }
+        due
     }
 }
 
@@ -225,4 +272,65 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         come_or_go(&old.internal.tls, &new.internal.tls).then_some("/internal/tls"),
     ];
     sections.into_iter().chain(others).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(length: u64) -> Vec<FileState> {
+        vec![Some((UNIX_EPOCH, length, 1))]
+    }
+
+    fn seen(length: u64) -> Looks {
+        Looks { read: files(length), last: files(length), since_read: 0 }
+    }
+
+    #[test]
+    fn files_are_read_once_they_have_changed_and_come_to_rest() {
+        let mut looks = seen(1);
+        assert_eq!(
+            [1, 2, 3, 3, 3].map(|length| looks.due(files(length), false, false)),
+            [None, None, None, Some(Due::News), None]
+        );
+        assert_eq!(looks.due(files(3), true, false), Some(Due::News));
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_however_often_it_is_tried_again() {
+        let mut config = Config::default();
+        for listen in [&mut config.listen.public, &mut config.admin.listen] {
+            *listen = ([127, 0, 0, 1], 0).into();
+        }
+        let app = App::new(&config, Arc::new(crate::clock::SystemClock)).unwrap();
+        let faults = std::sync::Mutex::new(vec!["b", "b", "a", "a", "a"]);
+        let source = Source {
+            file: PathBuf::new(),
+            read_at: Timestamp::from_seconds(0),
+            load: Box::new(move || Err(faults.lock().unwrap().pop().unwrap().to_owned())),
+            log_at: Box::new(|_| {}),
+        };
+        let mut reload = Reload::new(&app, source);
+        let mut told = Vec::new();
+        for due in [Due::News, Due::Again, Due::News, Due::Again, Due::Again] {
+            reload = reload.reload(due);
+            let text = String::from_utf8(reload.metrics.render()).unwrap();
+            let line =
+                text.lines().find_map(|line| line.strip_prefix(r#"gateway_config_reloads_total{outcome="refused"} "#));
+            told.push(line.unwrap().to_owned());
+        }
+        assert_eq!(told, ["1", "1", "2", "3", "3"]);
+    }
+
+    #[test]
+    fn what_was_refused_is_tried_again_now_and_then_and_nothing_else_is() {
+        let (mut refused, mut taken) = (seen(1), seen(1));
+        for look in 1..=5 * LOOKS_BETWEEN_TRIES {
+            let again = look % LOOKS_BETWEEN_TRIES == 0;
+            assert_eq!(refused.due(files(1), false, true), again.then_some(Due::Again));
+            assert_eq!(taken.due(files(1), false, false), None);
+        }
+        let between = LOOK_EVERY * LOOKS_BETWEEN_TRIES;
+        assert!((10..=30).contains(&between.as_secs()));
+    }
 }

@@ -112,12 +112,29 @@ impl RedisSection {
             ..self.clone()
         }
     }
+
+    /// Whether both show the same as proof of who asks, wherever they ask.
+    #[must_use]
+    pub fn shows_the_same_as(&self, other: &Self) -> bool {
+        let shown = |section: &Self| {
+            let in_url = section.url.as_ref().and_then(|url| user_of(url.expose()).map(Secret::new));
+            let Self { username, password, sentinel, .. } = section.clone();
+            (in_url, username, password, sentinel.username, sentinel.password)
+        };
+        shown(self) == shown(other)
+    }
 }
 
 /// The address without user and password.
 fn anonymous(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
+}
+
+/// User and password of the address.
+fn user_of(url: &str) -> Option<&str> {
+    let (user, _) = url.split_once("://")?.1.rsplit_once('@')?;
+    Some(user)
 }
 
 /// How Redis is deployed.
@@ -216,5 +233,20 @@ mod tests {
         assert_ne!(known, place("redis://me@redis.example.net:6379/1", "a"));
         assert_ne!(known, place("nonsense", "a"));
         assert_ne!(known, RedisSection { connect_timeout: Duration::ZERO, ..known.clone() });
+    }
+    #[test]
+    fn credentials_are_the_same_wherever_they_are_shown() {
+        let shown = |url: &str, password: &str| RedisSection {
+            url: Some(Secret::new(url)),
+            password: Some(Secret::new(password)),
+            ..RedisSection::default()
+        };
+        let known = shown("redis://me:p@ss@redis.example.com:6379", "a");
+        assert!(known.shows_the_same_as(&shown("rediss://me:p@ss@redis.example.net:6380/1", "a")));
+        assert!(!known.shows_the_same_as(&shown("redis://me:pass@redis.example.com:6379", "a")));
+        assert!(!known.shows_the_same_as(&shown("redis://redis.example.com:6379", "a")));
+        assert!(!known.shows_the_same_as(&shown("redis://me:p@ss@redis.example.com:6379", "b")));
+        let sentinel = SentinelSection { password: Some(Secret::new("b")), ..SentinelSection::default() };
+        assert!(!known.shows_the_same_as(&RedisSection { sentinel, ..known.clone() }));
     }
 }

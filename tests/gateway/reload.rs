@@ -169,6 +169,46 @@ async fn credentials_of_redis_that_let_in_and_no_further_are_refused_and_session
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_redis_learns_after_their_file_are_taken_without_anybody_saying_so() {
+    let world = World::builder().redis().start().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    gateway.configure(|text| text + "store: {redis: {username: late, password: hush}}\n");
+    eventually("they are refused", async || gateway.metric(REFUSED) == 1.0).await;
+    world.redis().command("ACL SETUSER late on >hush ~eg:* &eg:* +@all");
+    eventually("they are taken", async || gateway.metric(REFUSED) == 0.0).await;
+    let lines = world.redis().command("CLIENT LIST");
+    assert!(lines.contains("user=late"), "{lines}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_redis_that_cannot_be_taken_are_named_until_they_are() {
+    let (world, folder) = (World::builder().redis().start().await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("password");
+    let user = |change: &str| world.redis().command(&format!("ACL SETUSER gateway {change}"));
+    user("on >hush-hush-old >hush-hush-new ~eg:* &eg:* +@all");
+    std::fs::write(&file, "hush-hush-old").unwrap();
+    let credentials = [("STORE__REDIS__USERNAME", "gateway"), ("STORE__REDIS__PASSWORD_FILE", file.to_str().unwrap())];
+    let gateway = ProcessReplica::start(&world, &credentials).await;
+    let named = async |keys: &str| {
+        eventually(keys, async || gateway.logged().contains(&format!(r#""keys":"{keys}""#))).await;
+    };
+    gateway.configure(|text| text + "store: {redis: {response_timeout: 300ms}}\n");
+    named("/store/redis").await;
+    std::fs::write(&file, "hush-hush-new").unwrap();
+    named("/store/redis /store/redis/credentials").await;
+
+    gateway.configure(|text| text);
+    eventually("all three are read", async || {
+        gateway.metric(r#"gateway_config_reloads_total{outcome="applied"}"#) == 3.0
+    })
+    .await;
+    user("<hush-hush-old");
+    world.redis().command("CLIENT KILL USER gateway");
+    eventually("the new ones hold", async || plain_get(gateway.admin, "/readyz").starts_with("HTTP/1.1 200")).await;
+    visitor(&world, &gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_key_of_saas_tokens_holds_at_once_and_sessions_live_on() {
     let world = World::new().await;
     let gateway = ProcessReplica::start(&world, &[("TENANTS__ACME__SAAS_TOKEN__ACCEPT", "true")]).await;
