@@ -192,7 +192,9 @@ async fn in_a_cluster_a_change_and_an_end_wait_for_a_slot_that_is_on_the_move() 
 async fn in_a_cluster_that_lost_a_primary_the_others_serve_on_and_nobody_is_taken_to_hear() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut redis = Cluster::start().await;
-    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    // Longer than by default: an answer that is late on a busy machine says nothing of the cluster.
+    let (ca_file, response_timeout) = (Some(redis.certificate()), Duration::from_millis(800));
+    let section = RedisSection { ca_file, response_timeout, ..section(RedisTopology::Cluster, redis.nodes()) };
     let store = tended(&section);
     eventually("it hears", async || store.hears_invalidations()).await;
     let sessions: Vec<Session> = (0..40).map(|_| session()).collect();
@@ -226,11 +228,11 @@ async fn serves_on(store: &RedisStore, sessions: &[&Session]) {
     }
 }
 
-/// Whether the session is found. An answer comes within a second in any case.
+/// Whether the session is found. An answer comes within two seconds in any case.
 async fn finds(store: &RedisStore, session: &Session) -> bool {
     let asked = Instant::now();
     let found = store.load(&session.key).await;
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     matches!(found, Ok(Some(_)))
 }
 
