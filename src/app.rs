@@ -29,7 +29,9 @@ pub use crate::edge::explain::{Explanation, explain};
 
 use crate::broker::{Broker, BrokerSettings, ServiceClient, Services, Tenant};
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, ForeignBearerMode, ServiceName, ServiceSection, SiteSection, StoreKind, TenantSection};
+use crate::config::{
+    Config, ForeignBearerMode, ListenSection, ServiceName, ServiceSection, SiteSection, StoreKind, TenantSection,
+};
 use crate::edge::admin::Admin;
 use crate::edge::forward_auth::ForwardAuth;
 use crate::edge::listener::Listener;
@@ -191,20 +193,12 @@ impl App {
         let tls = shown.map(|shown| shown.settings_for_browsers()).transpose().map_err(StartError::Config)?;
         let shown = self.certificates.internal.as_ref();
         let internal_tls = shown.map(|shown| shown.settings()).transpose().map_err(StartError::Config)?;
-        let conf = ServerConf {
-            threads: listen.threads,
-            work_stealing: listen.work_stealing,
-            // The requests under way are waited for before the server is told to stop.
-            grace_period_seconds: Some(0),
-            graceful_shutdown_timeout_seconds: Some(1),
-            ..ServerConf::default()
-        };
         let doors = Doors::default();
         if let Some(socket) = &self.arrival {
             // Pingora would end the process where nobody comes.
             doors.take_over(socket, &addresses(&self.config).map(|(_, address)| address.to_string()).collect())?;
         }
-        let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+        let mut server = Server::new_with_opt_and_conf(Opt::default(), server_conf(listen));
         server.bootstrap();
         let mut service = Service::new("public".to_owned(), Listener::public(self.gateway.clone()));
         service.add_listener(match tls {
@@ -247,6 +241,17 @@ impl App {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+fn server_conf(listen: &ListenSection) -> ServerConf {
+    ServerConf {
+        threads: listen.threads,
+        work_stealing: listen.work_stealing,
+        // The requests under way are waited for before the server is told to stop.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
     }
 }
 
