@@ -72,20 +72,21 @@ impl Broker {
         });
     }
 
-    /// Notes that the session of `key` is `customer`'s, signed in at `now`. What the index has no room for any more ends:
-    /// it could not be ended with the others.
+    /// Notes that the session of `key` is `customer`'s, signed in at `now`. The oldest end where the customer has too many,
+    /// and leave the index when they have.
     pub(super) async fn index(
         self: &Arc<Self>,
         customer: &CustomerName,
         key: &SessionKey,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        for displaced in self.store.index(customer, key, self.store.limits().absolute).await? {
+        for oldest in self.store.index(customer, key, self.store.limits().absolute).await? {
             let (broker, customer) = (self.clone(), customer.clone());
             self.go_on(async move {
                 let event = SessionEvent::RevokedElsewhere;
                 until_taken(&customer.tenant, || async {
-                    broker.end_theirs(&customer, &displaced, now, event, &mut Revoked::default()).await
+                    broker.end_theirs(&customer, &oldest, now, event, &mut Revoked::default()).await?;
+                    broker.store.unindex(&customer, &oldest).await
                 })
                 .await;
             });

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::Broker;
 use crate::error::GatewayError;
 use crate::session::{Session, SessionKey, SessionLabel, TenantId, Transport};
-use crate::store::{Cursor, CustomerName, MOST_PER_CUSTOMER, StoreError, Walked};
+use crate::store::{Cursor, CustomerName, StoreError, Walked};
 use crate::telemetry::SessionEvent;
 
 /// Revocations that operators may have under way at a time.
@@ -65,8 +65,6 @@ pub struct SessionSummary {
 pub struct CustomerListing {
     /// Those that live.
     pub sessions: Vec<SessionSummary>,
-    /// Whether there may be more: only the newest are remembered.
-    pub truncated: bool,
 }
 
 impl Broker {
@@ -78,7 +76,6 @@ impl Broker {
         self.known_tenant(tenant)?;
         let customer = CustomerName::of(*tenant, customer_id);
         let keys = self.store.customer(&customer).await?.keys;
-        let truncated = keys.len() >= MOST_PER_CUSTOMER;
         let mut sessions = Vec::new();
         for key in keys {
             match self.store.load_record(&key).await {
@@ -90,7 +87,7 @@ impl Broker {
         }
         let label = self.store.labels().customer(tenant, customer_id);
         tracing::info!(by = "admin token", %tenant, customer = %label, sessions = sessions.len(), "an operator listed sessions");
-        Ok(CustomerListing { sessions, truncated })
+        Ok(CustomerListing { sessions })
     }
 
     /// Ends sessions for an operator, and answers when it is done.

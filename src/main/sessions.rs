@@ -168,9 +168,6 @@ fn table(answer: &Value) -> Option<String> {
             time("expiresAt"),
         );
     }
-    if answer["truncated"] == true {
-        shown.push_str("\nThere may be more: only the newest sessions of a customer are remembered.");
-    }
     Some(shown)
 }
 

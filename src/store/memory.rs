@@ -205,10 +205,9 @@ impl SessionStore for MemoryStore {
         // By their own ends, not by their records: a login notes the session before it writes the record.
         keys.retain(|(known, end)| known != key && now < *end);
         keys.push((*key, now.after(life)));
-        let surplus = keys.len().saturating_sub(MOST_PER_CUSTOMER);
-        let displaced = keys.drain(..surplus).map(|(key, _)| key).collect();
+        let surplus = keys.iter().take(keys.len().saturating_sub(MOST_PER_CUSTOMER)).map(|(key, _)| *key).collect();
         state.customers.put(customer.clone(), keys, now.after(life));
-        Ok(displaced)
+        Ok(surplus)
     }
 
     async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {

@@ -184,7 +184,7 @@ impl fmt::Debug for CustomerName {
     }
 }
 
-/// Sessions that are remembered of one customer; the newest ones. `scripts/index.lua` knows the number too.
+/// Sessions that one customer may have; the newest ones. `scripts/index.lua` knows the number too.
 pub const MOST_PER_CUSTOMER: usize = 1_000;
 
 /// What a note is about.
@@ -315,8 +315,8 @@ pub trait SessionStore: Send + Sync + 'static {
     /// The session that `alias` names.
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError>;
 
-    /// Notes that `key` is `customer`'s, for `life`. Returns the sessions that it displaces: no more than
-    /// [`MOST_PER_CUSTOMER`] are remembered.
+    /// Notes that `key` is `customer`'s, for `life`. Returns the surplus beyond the newest [`MOST_PER_CUSTOMER`]: it stands
+    /// in the index, to be ended with the others, until it is taken out with [`Self::unindex`].
     async fn index(
         &self,
         customer: &CustomerName,

@@ -317,8 +317,8 @@ impl SessionStore for RedisStore {
         let (key, end, now, life) =
             (key.to_text(), now.after(life).millis().to_string(), now.millis().to_string(), millis(life));
         let arguments = [key.as_bytes(), end.as_bytes(), now.as_bytes(), life.as_bytes()];
-        let displaced: Vec<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
-        Ok(displaced.iter().filter_map(|key| SessionKey::parse(key)).collect())
+        let surplus: Vec<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
+        Ok(surplus.iter().filter_map(|key| SessionKey::parse(key)).collect())
     }
 
     async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {

@@ -268,7 +268,14 @@ async fn the_index_says_which_session_it_has_no_room_for(store: &dyn SessionStor
     for _ in 1..MOST_PER_CUSTOMER {
         assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(Vec::new()));
     }
-    assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(vec![first]));
+    for _ in 0..2 {
+        let last = SessionKey::random().unwrap();
+        assert_eq!(store.index(&john, &last, 2 * HOUR).await, Ok(vec![first]));
+        assert!(store.customer(&john).await.unwrap().keys.contains(&first), "it is ended with the others until it has");
+        store.unindex(&john, &last).await.unwrap();
+    }
+    store.unindex(&john, &first).await.unwrap();
+    assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(Vec::new()));
     assert_eq!(store.customer(&john).await.unwrap().keys.len(), MOST_PER_CUSTOMER);
 }
 
