@@ -251,6 +251,10 @@ impl Broker {
             }
             // Whoever finds this need not ask the store again, whether the session holds the JWT or not.
             self.store.remember_verdict(alias, key, holds_until);
+            if !Arc::ptr_eq(&known, &*self.known_tenant(tenant)?) {
+                // The key was changed while this one was judged by the old.
+                self.store.forget_verdicts();
+            }
         }
         if !ready.holds_saas_token(token) {
             return Err(GatewayError::SessionEnded);

@@ -216,10 +216,13 @@ impl Broker {
         }
     }
 
-    /// Tells the metrics what can only be known when somebody asks.
+    /// Tells the metrics what can only be known when somebody asks. Waits less long than who asks does: in an outage of the
+    /// store the metrics are wanted most.
     pub async fn report(&self) {
+        const PATIENCE: Duration = Duration::from_secs(2);
         self.identity.report();
-        self.metrics.store_reachable.set(self.ready().await.is_ok().into());
+        let reachable = tokio::time::timeout(PATIENCE, self.ready()).await.is_ok_and(|ready| ready.is_ok());
+        self.metrics.store_reachable.set(reachable.into());
         self.store.report();
     }
 

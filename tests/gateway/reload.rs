@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::process::ProcessReplica;
 use crate::steps::{GUEST, JOHN};
-use crate::world::{Certificate, World, eventually, plain_get};
+use crate::world::{Certificate, SlowPath, World, eventually, plain_get};
 
 const PRICES: &str = "GET /price/acme/prices";
 const NO_PRICES: &str = "routes:\n  - {path: '/price/{tenant}/**', access: deny}\n";
@@ -236,6 +236,34 @@ async fn another_key_of_saas_tokens_holds_at_once_and_sessions_live_on() {
     answers(&new.1).await;
     assert_eq!(login().await.status, 200);
     assert_eq!(rights(&new.1).await, JOHN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_that_was_under_way_when_its_key_was_changed_is_not_kept() {
+    let mut world = World::builder().redis().start().await;
+    world.saas_is_exposed = true;
+    let path = SlowPath::start(world.redis().port).await;
+    let url = format!("redis://127.0.0.1:{}", path.port);
+    let jwt = [("TENANTS__ACME__SAAS_TOKEN__ACCEPT", "true"), ("TENANTS__ACME__SAAS_TOKEN__EXPOSE", "true")];
+    let slow = [("STORE__REDIS__URL", url.as_str()), ("STORE__REDIS__RESPONSE_TIMEOUT", "20s")];
+    let writes = ProcessReplica::start(&world, &jwt).await;
+    let reads = ProcessReplica::start(&world, &[jwt, slow].concat()).await;
+    let login = world.ask_at(writes.public, "POST /customer/acme/login").json(&crate::steps::john()).send().await;
+    let token = login.json()["saas_token"].as_str().unwrap().to_owned();
+    let rights =
+        async || crate::steps::who(&world.ask_at(reads.public, "GET /customer/acme/me").bearer(&token).send().await);
+
+    path.hold_from("eg:saas:");
+    let change = async {
+        eventually("the store is asked for the session", async || path.is_holding()).await;
+        reads.configure(|text| text.replace("simulator-passphrase", "the-passphrase-that-follows"));
+        reads.hang_up();
+        let applied = async || reads.metric(r#"gateway_config_reloads_total{outcome="applied"}"#) == 1.0;
+        eventually("the key is another", applied).await;
+        path.let_go();
+    };
+    assert_eq!(tokio::join!(rights(), change).0, JOHN, "it came before the change");
+    assert_eq!(rights().await, "session_ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
