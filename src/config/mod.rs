@@ -13,6 +13,7 @@ pub mod webhook;
 mod check;
 mod hint;
 mod schema;
+mod span;
 mod tree;
 
 use std::fmt;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::Span;
 use super::service::ServiceName;
+use super::span::{self, Span};
 
 /// The shipped table, in order of services.
 pub const SHIPPED: &str = include_str!("../../config/routes.yaml");
@@ -34,7 +34,7 @@ pub struct RouteRule {
     #[serde(default)]
     pub max_body_bytes: Option<u64>,
     /// Bound on each wait for the API.
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "span")]
     #[schemars(with = "Option<Span>")]
     pub read_timeout: Option<Duration>,
     /// The limit that guards it.

@@ -39,19 +39,6 @@ fn is_secret(property: &Value) -> bool {
     refers(property) || property["anyOf"].as_array().is_some_and(|any| any.iter().any(refers))
 }
 
-/// A duration, as `humantime` reads it.
-pub(super) struct Span;
-
-impl JsonSchema for Span {
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9][0-9a-zA-Zµ ]*$", "examples": ["500ms", "30s", "15m", "12h", "7d"]})
-    }
-}
-
 impl JsonSchema for Secret {
     fn schema_name() -> Cow<'static, str> {
         "Secret".into()

@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::routes::RouteRule;
-use super::schema::Span;
 use super::secret::Secret;
 use super::service::{InternalSection, ServiceName, ServiceSection};
+use super::span::{self, Span};
 use super::store::{HotCacheSection, StoreSection};
 use super::traces::TracesSection;
 use super::version::Version;
@@ -81,7 +81,7 @@ pub struct ListenSection {
     #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
     /// How long SIGTERM waits for requests in flight.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub drain_timeout: Duration,
 }
@@ -120,29 +120,29 @@ pub struct UpstreamSection {
     /// Scheme, host and port of the API; no path.
     pub base_url: String,
     /// Bound on connecting, TLS included.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub connect_timeout: Duration,
     /// Bound on each wait for the API's next bytes, until a response has begun and between its parts.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub read_timeout: Duration,
     /// Bound on each wait for the API to take bytes.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub write_timeout: Duration,
     /// Bound on the silence of a WebSocket or an event stream.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub stream_idle_timeout: Duration,
     /// How long an idle connection is kept.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub keepalive_timeout: Duration,
     /// Idle connections kept.
     pub keepalive_connections: usize,
     /// How often the host name is resolved again.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub resolve_every: Duration,
 }
@@ -167,7 +167,7 @@ impl Default for UpstreamSection {
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySection {
     /// Bound on one token call, connecting included.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub timeout: Duration,
     /// Which of the session's tokens authorises a customer's refresh.
@@ -258,7 +258,7 @@ pub struct SaasTokenSection {
     /// Algorithms that are accepted, by mode when empty: HS256; or RS256, ES256 and EdDSA for `jwks`.
     pub algorithms: Vec<SaasAlgorithm>,
     /// Clock difference that is forgiven.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub leeway: Duration,
     /// Whether clients may present the JWT as their credential.
@@ -359,15 +359,15 @@ pub enum SameSite {
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSection {
     /// An unused visitor session ends after this.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub visitor_idle: Duration,
     /// An unused customer session ends after this.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub customer_idle: Duration,
     /// A session ends this long after sign-in, however busy.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub absolute: Duration,
 }
@@ -391,7 +391,7 @@ pub struct RefreshSection {
     /// How long the right to renew a session lasts unless its holder renews it. Longer than `identity.timeout`, so that
     /// a holder that cannot reach the store is not overtaken while Emporix answers; a replica that dies in the middle of
     /// a refresh holds the session's others up for as long.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub lease: Duration,
     /// What reuse of a replaced refresh handle does.
@@ -427,7 +427,7 @@ pub struct LimitsSection {
     /// Largest request head, in bytes.
     pub head_bytes: usize,
     /// Bound on receiving a body that the gateway reads itself.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub body_timeout: Duration,
     /// Sign-ins, sign-ups, resets and exchanges, per client address.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::Span;
 use super::secret::Secret;
+use super::span::{self, Span};
 
 /// Where sessions live.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,16 +68,16 @@ pub struct RedisSection {
     /// PEM file with the certificates that `rediss://` trusts, in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// Bound on connecting.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub connect_timeout: Duration,
     /// Bound on one command.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub response_timeout: Duration,
     /// How long a session, its end or the intent to renew it waits for a replica of Redis to have it too, where there
     /// is one; not at all when 0.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub replica_timeout: Duration,
 }
@@ -189,15 +189,15 @@ pub struct HotCacheSection {
     /// Memory bound, in bytes.
     pub max_bytes: u64,
     /// A session older than this is read again from the store.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub revalidate_after: Duration,
     /// The same while other replicas' invalidations cannot be heard.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub revocation_staleness: Duration,
     /// How long a session is served after its last verification while the store cannot answer.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub hot_grace: Duration,
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::Span;
 use super::secret::Secret;
+use super::span::{self, Span};
 
 /// How a tenant takes Emporix' webhook events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +16,7 @@ pub struct WebhookSection {
     /// The secret key of the tenant's HTTP webhook at Emporix; or `secret_file`. Without, no event is taken.
     pub secret: Option<Secret>,
     /// How long ago an event may have been published.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub max_age: Duration,
 }
