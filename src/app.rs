@@ -338,7 +338,7 @@ impl TenantMaker {
                 .as_ref()
                 .map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
             services: services(&section.services),
-            adopt_until: until.filter(|_| adopts).map(|until| Timestamp::default().after(until)),
+            adopt_until: until.map(|until| Timestamp::default().after(if adopts { until } else { Duration::ZERO })),
         }
     }
 }

@@ -37,20 +37,19 @@ impl Adoptions {
 }
 
 impl Broker {
-    /// Opens the session of a foreign Bearer, where the tenant adopts them.
+    /// Opens the session of a foreign Bearer: one of before, or a new one where the tenant still adopts them.
     pub(super) async fn open_foreign(
         self: &Arc<Self>,
         tenant: &TenantId,
         token: &Token,
         now: Timestamp,
     ) -> Result<Opened, GatewayError> {
-        if self.known_tenant(tenant)?.adopt_until.is_none_or(|until| now >= until) {
-            return Err(GatewayError::SessionEnded);
-        }
+        let adopt_until = self.known_tenant(tenant)?.adopt_until.ok_or(GatewayError::SessionEnded)?;
         let alias = Alias::of(*tenant, token.expose().as_bytes());
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
-            None => self.adopted(tenant, token, &alias, now).await?,
+            None if now < adopt_until => self.adopted(tenant, token, &alias, now).await?,
+            None => self.store.resolve(&alias).await?.ok_or(GatewayError::SessionEnded)?,
         };
         let ready = self.find(&key, now).await?;
         self.store.remember_verdict(alias, key, ready.expires_at);

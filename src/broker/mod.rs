@@ -83,7 +83,7 @@ pub struct Tenant {
     pub accept_jwt: bool,
     /// Whether a login in handle transport may be answered with the real JWT.
     pub expose_jwt: bool,
-    /// Until when foreign Bearers are taken into sessions.
+    /// Until when foreign Bearers are taken into sessions; those taken live on beyond it. None: there never were any.
     pub adopt_until: Option<Timestamp>,
     /// What believes Emporix' events; none are taken without.
     pub webhook: Option<Arc<Webhook>>,

@@ -314,7 +314,8 @@ pub enum SaasAlgorithm {
 pub struct ForeignBearerSection {
     /// Refuse them, or take customers' tokens into sessions while a shop moves over.
     pub mode: ForeignBearerMode,
-    /// The last moment of `adopt`, as an RFC 3339 date and time in UTC.
+    /// The last moment of `adopt`, as an RFC 3339 date and time in UTC. While it stands, what was adopted works on, also
+    /// past it or with `refuse`.
     #[serde(with = "humantime_serde::option")]
     #[schemars(with = "Option<String>")]
     pub until: Option<SystemTime>,

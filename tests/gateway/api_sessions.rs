@@ -6,26 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::steps::real_customer_token;
 use crate::world::{Answer, Customer, World, eventually};
 
 fn refused(answer: &Answer) -> (u16, String) {
     (answer.status, answer.code())
-}
-
-/// A customer's real token, as a shop without the gateway would hold it.
-async fn real_customer_token(world: &World) -> String {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let base = format!("http://{}", world.simulator.address);
-    let url = format!("{base}/customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront");
-    let guest: Value = serde_json::from_slice(&client.get(url).send().await.unwrap().bytes().await.unwrap()).unwrap();
-    let login = client
-        .post(format!("{base}/customer/acme/login"))
-        .bearer_auth(guest["access_token"].as_str().unwrap())
-        .header("content-type", "application/json")
-        .body(json!({"email": "john.doe@example.com", "password": "password123"}).to_string());
-    let login: Value = serde_json::from_slice(&login.send().await.unwrap().bytes().await.unwrap()).unwrap();
-    world.simulator.forget_calls().await;
-    login["access_token"].as_str().unwrap().to_owned()
 }
 
 async fn cart(world: &World, access: &str) -> String {

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::process::ProcessReplica;
-use crate::steps::{GUEST, JOHN};
+use crate::steps::{GUEST, JOHN, real_customer_token};
 use crate::world::{Certificate, SlowPath, World, eventually, plain_get};
 
 const PRICES: &str = "GET /price/acme/prices";
@@ -264,6 +264,32 @@ async fn a_verdict_that_was_under_way_when_its_key_was_changed_is_not_kept() {
     };
     assert_eq!(tokio::join!(rights(), change).0, JOHN, "it came before the change");
     assert_eq!(rights().await, "session_ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_adopted_works_on_when_nothing_is_adopted_any_more() {
+    let world = World::builder().redis().start().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let [adopted, late] = [real_customer_token(&world).await, real_customer_token(&world).await];
+    let rights = async |bearer: &str| {
+        crate::steps::who(&world.ask_at(gateway.public, "GET /customer/acme/me").bearer(bearer).send().await)
+    };
+    let applied = || gateway.metric(r#"gateway_config_reloads_total{outcome="applied"}"#);
+    let adopting = async |section: &str| {
+        let before = applied();
+        let section = format!("tenants:\n  acme:\n    foreign_bearer: {section}\n");
+        gateway.configure(|text| text.replace("tenants:\n  acme:\n", &section));
+        gateway.hang_up();
+        eventually("it is taken", async || applied() > before).await;
+    };
+    adopting("{mode: adopt, until: '2099-01-01T00:00:00Z'}").await;
+    assert_eq!(rights(&adopted).await, JOHN);
+    for ends in ["{mode: refuse, until: '2099-01-01T00:00:00Z'}", "{mode: adopt, until: '2020-01-01T00:00:00Z'}"] {
+        adopting(ends).await;
+        assert_eq!([rights(&adopted).await, rights(&late).await], [JOHN, "session_ended"], "{ends}");
+    }
+    adopting("{mode: refuse}").await;
+    assert_eq!(rights(&adopted).await, "session_ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

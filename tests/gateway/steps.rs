@@ -70,3 +70,20 @@ pub async fn visiting(world: &World) -> Browser<'_> {
     assert_eq!(browser.send(ANONYMOUS_LOGIN, |ask| ask).await.json()["access_token"], "cookie.anonymous");
     browser
 }
+
+/// A customer's real token, as a shop without the gateway would hold it.
+pub async fn real_customer_token(world: &World) -> String {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let base = format!("http://{}", world.simulator.address);
+    let url = format!("{base}/customerlogin/auth/anonymous/login?tenant=acme&client_id=storefront");
+    let guest: serde_json::Value =
+        serde_json::from_slice(&client.get(url).send().await.unwrap().bytes().await.unwrap()).unwrap();
+    let login = client
+        .post(format!("{base}/customer/acme/login"))
+        .bearer_auth(guest["access_token"].as_str().unwrap())
+        .header("content-type", "application/json")
+        .body(john().to_string());
+    let login: serde_json::Value = serde_json::from_slice(&login.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    world.simulator.forget_calls().await;
+    login["access_token"].as_str().unwrap().to_owned()
+}
