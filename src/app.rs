@@ -237,7 +237,7 @@ impl App {
         server.run(RunArgs { shutdown_signal: Box::new(stop) });
         self.runtime.shutdown_timeout(Duration::from_secs(2));
         if let Some(address) = blocked.blocked() {
-            return Err(StartError::Unavailable(format!("cannot listen on {address}, which was not handed over")));
+            return Err(StartError::Unavailable(format!("cannot listen on {address}")));
         }
         tracing::info!("stopped");
         Ok(())
@@ -399,7 +399,7 @@ fn tracer(
     let client = emporix::client(EXPORT_TIMEOUT)
         .map_err(|error| StartError::Unavailable(format!("spans cannot be exported: {error}")))?;
     let (tracer, finished) = Tracer::new(config.traces.sample, clock.clone(), metrics.clone());
-    errands.push(Box::pin(Exporter::new(endpoint, client, finished, metrics.clone()).run()));
+    errands.push(Box::pin(Exporter::new(endpoint.expose(), client, finished, metrics.clone()).run()));
     Ok(Some(tracer))
 }
 

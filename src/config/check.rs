@@ -2,10 +2,12 @@
 //! Pure: reads no file and opens no socket.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use url::Url;
 
 use super::routes::{Access, Inject, OnSuccess, RouteLimit, RouteRule, SaasInjection};
 use super::sections::{CookieSection, ForeignBearerMode, SaasAlgorithm, SaasTokenMode, SameSite, TenantSection};
@@ -71,21 +73,30 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
 
 /// Every listener has an address of its own, and verdicts are for somebody.
 fn check_addresses(config: &Config, fault: &mut impl FnMut(&str, &str)) {
-    let (public, admin) = (config.listen.public, config.admin.listen);
-    if public == admin && admin.port() != 0 {
-        fault("admin.listen", "expected another address than listen.public");
+    let listeners = [
+        ("listen.public", Some(config.listen.public)),
+        ("admin.listen", Some(config.admin.listen)),
+        ("forward_auth.listen", config.forward_auth.listen),
+        ("internal.listen", config.internal.listen),
+    ];
+    let listeners: Vec<_> = listeners.into_iter().filter_map(|(key, address)| Some((key, address?))).collect();
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        if let Some((other, _)) = listeners[..index].iter().find(|(_, other)| are_one(*address, *other)) {
+            fault(key, &format!("expected another address than {other}"));
+        }
     }
-    let (verdicts, internal) = (config.forward_auth.listen, config.internal.listen);
-    if verdicts.is_some_and(|listen| (listen == public || listen == admin) && listen.port() != 0) {
-        fault("forward_auth.listen", "expected another address than listen.public and admin.listen");
-    }
-    if verdicts.is_some() && config.forward_auth.trusted_peers.is_empty() {
+    if config.forward_auth.listen.is_some() && config.forward_auth.trusted_peers.is_empty() {
         fault("forward_auth.trusted_peers", "expected the networks of the proxies that may ask");
     }
-    let others = [Some(public), Some(admin), verdicts];
-    if internal.is_some_and(|listen| others.contains(&Some(listen)) && listen.port() != 0) {
-        fault("internal.listen", "expected another address than those of the other listeners");
-    }
+}
+
+/// Whether who listens on one cannot listen on the other: the unspecified address is all of its family's, and IPv6's those of
+/// IPv4 too.
+fn are_one(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |all: SocketAddr, one: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    one.port() == other.port()
+        && one.port() != 0
+        && (one.ip() == other.ip() || covers(one, other) || covers(other, one))
 }
 
 /// Who reaches the internal listener acts with a service's rights: it opens to nobody unknown.
@@ -153,7 +164,7 @@ fn check_cookie(config: &Config, cookie: &CookieSection, fault: &mut impl FnMut(
 }
 
 fn check_traces(traces: &TracesSection, fault: &mut impl FnMut(&str, &str)) {
-    let is_address = |url: &String| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    let is_address = |url: &Secret| Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
     if traces.otlp_endpoint.as_ref().is_some_and(|url| !is_address(url)) {
         fault("traces.otlp_endpoint", "expected http:// or https://, as in http://127.0.0.1:4318/v1/traces");
     }
@@ -256,9 +267,8 @@ fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
     if (saas.mode == SaasTokenMode::Jwks && symmetric) || (saas.mode == SaasTokenMode::Hs256 && asymmetric) {
         fault("saas_token.algorithms", "expected algorithms of the mode's own family");
     }
-    if saas.jwks_url.as_deref().is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://127.0.0.1"))
-    {
-        fault("saas_token.jwks_url", "expected https://");
+    if saas.jwks_url.as_deref().is_some_and(|url| !Url::parse(url).is_ok_and(|url| serves_keys(&url))) {
+        fault("saas_token.jwks_url", "expected https://, without a user");
     }
     if saas.expose && !saas.accept {
         fault("saas_token.expose", "expected only together with saas_token.accept");
@@ -279,4 +289,13 @@ fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
     for (name, service) in &tenant.services {
         check_service(service, &mut |key, message| fault(&format!("services.{name}.{key}"), message));
     }
+}
+
+/// Whether a key set from there is the tenant's: over TLS, or from this machine. What opens it to a user is no public key set,
+/// and would be printed with the configuration.
+fn serves_keys(url: &Url) -> bool {
+    let is_here = matches!(url.host(), Some(url::Host::Ipv4(address)) if address.is_loopback());
+    (url.scheme() == "https" || (url.scheme() == "http" && is_here))
+        && url.username().is_empty()
+        && url.password().is_none()
 }

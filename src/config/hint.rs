@@ -6,8 +6,41 @@ use serde_json::Value;
 use super::{Config, TenantSection};
 use crate::session::TenantId;
 
-/// `message`, with a hint where it is about something unknown.
-pub(super) fn hinted(message: String) -> String {
+/// `message` in the configuration's own words, with a hint where it is about something unknown. A value in the place of
+/// another kind is not repeated: where a section with secrets belongs, it may be one.
+pub(super) fn told(message: String) -> String {
+    match message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")) {
+        Some((found, expected)) => format!("expected {}, found {}", wanted(expected), kind(found)),
+        None => hinted(message),
+    }
+}
+
+fn wanted(expected: &str) -> &str {
+    match expected {
+        "a map" => "a section",
+        "a sequence" => "a list",
+        "a string" => "a text",
+        "f64" => "a number",
+        _ if expected.starts_with("struct ") => "a section",
+        _ if ["u8", "u16", "u32", "u64", "usize"].contains(&expected) => "a whole number",
+        _ => expected,
+    }
+}
+
+/// What serde calls `string "…"`, without the value.
+fn kind(found: &str) -> &'static str {
+    match found.split(' ').next() {
+        Some("string" | "character") => "a text",
+        Some("boolean") => "true or false",
+        Some("integer" | "floating") => "a number",
+        Some("sequence") => "a list",
+        Some("map") => "a section",
+        Some("null" | "unit") => "nothing",
+        _ => "something else",
+    }
+}
+
+fn hinted(message: String) -> String {
     let Some(rest) = ["unknown field `", "unknown variant `"].iter().find_map(|start| message.strip_prefix(start))
     else {
         return message;
@@ -72,11 +105,28 @@ mod tests {
             ("unknown variant `mongo`, expected `memory` or `redis`", None),
             ("unknown field ``", None),
             ("unknown field `", None),
-            ("invalid type: string `threads`, expected a `thread`", None),
         ] {
             let hinted = hinted(message.to_owned());
             assert_eq!(hinted.split_once("; did you mean ").map(|(_, hint)| hint), expected, "{message}");
             assert!(hinted.starts_with(message));
+        }
+    }
+
+    #[test]
+    fn a_value_in_the_place_of_another_kind_is_not_repeated() {
+        for (message, expected) in [
+            (
+                r#"invalid type: string "hush, expected", expected struct RedisSection"#,
+                "expected a section, found a text",
+            ),
+            ("invalid type: integer `5`, expected a sequence", "expected a list, found a number"),
+            ("invalid type: floating point `0.5`, expected usize", "expected a whole number, found a number"),
+            ("invalid type: sequence, expected a map", "expected a section, found a list"),
+            ("invalid type: map, expected a duration", "expected a duration, found a section"),
+            ("invalid type: null, expected a string", "expected a text, found nothing"),
+            ("invalid type: boolean `true`, expected f64", "expected a number, found true or false"),
+        ] {
+            assert_eq!(told(message.to_owned()), expected);
         }
     }
 }

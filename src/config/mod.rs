@@ -39,7 +39,7 @@ use tree::{Origin, Tree};
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
 
 /// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 9] = [
+const SECRET_PATHS: [&str; 10] = [
     "tenants.*.saas_token.secret",
     "tenants.*.webhook.secret",
     "tenants.*.services.*.client_secret",
@@ -49,6 +49,7 @@ const SECRET_PATHS: [&str; 9] = [
     "store.seal.keys.*.secret",
     "admin.token",
     "internal.token",
+    "traces.otlp_endpoint",
 ];
 
 /// One thing that is wrong with a configuration.
@@ -279,7 +280,7 @@ fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
             Err(error) => error,
         };
         let mut path: Vec<String> = segments(error.path());
-        let message = hint::hinted(error.inner().to_string());
+        let message = hint::told(error.inner().to_string());
         let fault = Fault::at(tree.origin(&path), &path.join("."), message);
         if faults.iter().any(|known| known.key == fault.key) {
             // An item whose place in its sequence cannot be empty: the sequence goes.
@@ -409,9 +410,55 @@ mod tests {
         let environment = [("EMPORIX_GATEWAY__LISTEN__THREADS".to_owned(), "many".to_owned())];
         let shown = parse("f", text, environment.into_iter()).unwrap_err().to_string();
         assert!(
-            shown.starts_with("environment EMPORIX_GATEWAY__LISTEN__THREADS: listen.threads: invalid type"),
+            shown.starts_with(
+                "environment EMPORIX_GATEWAY__LISTEN__THREADS: listen.threads: expected a whole number, found a text"
+            ),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn a_secret_in_a_wrong_place_is_not_repeated() {
+        let said = |text: &str, environment: &[(&str, &str)]| {
+            let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            parse("f", &format!("tenants:\n  acme:\n    client_id: x\n{text}"), environment).unwrap_err().to_string()
+        };
+        for text in [
+            "    webhook: hunter2\n",
+            "    services: {erp: hunter2}\n",
+            "    saas_token: hunter2\n",
+            "    saas_token: {mode: jwks, jwks_url: 'https://me:hunter2@keys.example.com'}\n",
+            "admin: hunter2\n",
+            "store: {redis: 'redis://:hunter2@h:6379'}\n",
+            "store: {seal: {keys: [hunter2]}}\n",
+            "traces: {otlp_endpoint: 'tcp://me:hunter2@h'}\n",
+        ] {
+            assert!(!said(text, &[]).contains("hunter2"), "{text}");
+        }
+        let slip = r#"{"keys": [{"id": "a", "secret": "hunter2"},]}"#;
+        let said = said("", &[("EMPORIX_GATEWAY__STORE__SEAL", slip)]);
+        assert!(said.contains("store.seal: expected a section, found a text") && !said.contains("hunter2"), "{said}");
+    }
+
+    #[test]
+    fn no_two_listeners_have_one_address() {
+        let said = |public: &str, admin: &str| {
+            let text = format!(
+                "listen: {{public: '{public}'}}\nadmin: {{listen: '{admin}'}}\ntenants:\n  acme:\n    client_id: x\n"
+            );
+            parse("f", &text, std::iter::empty()).err().map(|faults| faults.to_string())
+        };
+        for (one, other) in
+            [("127.0.0.1:80", "127.0.0.1:80"), ("0.0.0.0:80", "127.0.0.1:80"), ("127.0.0.1:80", "[::]:80")]
+        {
+            let said = said(one, other).expect("they clash");
+            assert!(said.contains("admin.listen: expected another address than listen.public"), "{said}");
+        }
+        for (one, other) in
+            [("127.0.0.1:0", "127.0.0.1:0"), ("127.0.0.1:80", "127.0.0.2:80"), ("0.0.0.0:80", "[::1]:80")]
+        {
+            assert_eq!(said(one, other), None);
+        }
     }
 
     #[test]
