@@ -113,6 +113,15 @@ impl RedisSection {
         }
     }
 
+    /// Where it is, without what proves who asks.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.url {
+            Some(url) => anonymous(url.expose()).split('?').next().unwrap_or_default().to_owned(),
+            None => self.nodes.join(", "),
+        }
+    }
+
     /// Whether both show the same as proof of who asks, wherever they ask.
     #[must_use]
     pub fn shows_the_same_as(&self, other: &Self) -> bool {

@@ -3,6 +3,7 @@
 
 mod deployment;
 mod durable;
+mod faults;
 mod hearing;
 mod keeper;
 mod names;
@@ -29,8 +30,9 @@ use crate::session::{LabelKeys, Session, SessionKey};
 use crate::telemetry::Metrics;
 use deployment::{Deployment, Timeouts};
 use durable::DurableLines;
+use faults::{is_of_the_line, unavailable};
 use hearing::{CHANNEL, Hearing};
-use keeper::{Keeper, is_of_the_line, unavailable};
+use keeper::Keeper;
 use names::{alias_key, customer_keys, lease_keys, millis, note_key, session_key, tombstone_key};
 use near::NearLines;
 
@@ -102,7 +104,7 @@ impl RedisStore {
         let hearing = Arc::new(Hearing::new()?);
         Ok(Self {
             near: NearLines::new(deployment.clone(), timeouts),
-            keeper: Keeper::new(deployment, timeouts, hearing.clone(), metrics.clone()),
+            keeper: Keeper::new(deployment, section.place(), timeouts, hearing.clone(), metrics.clone()),
             hearing,
             durable: DurableLines::new(section.replica_timeout, metrics),
             waiting: Semaphore::new(MOST_WAITING),

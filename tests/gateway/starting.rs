@@ -122,8 +122,12 @@ async fn a_redis_that_is_not_there_or_refuses_is_named_once_and_waited_for() {
     let guarded = Redis::start().await;
     guarded.command("CONFIG SET requirepass sesame");
     for (url, why) in [
-        (nowhere.clone(), "Io"),
-        ("redis://no-such-host.invalid:6379".to_owned(), "Io"),
+        (nowhere.clone(), "connection refused"),
+        ("redis://no-such-host.invalid:6379".to_owned(), "the name of its host cannot be resolved"),
+        (nowhere.replace("redis:", "rediss:"), "connection refused"),
+        (format!("redis://{}", world.simulator.address), "what answers there does not speak as Redis does"),
+        (guarded.url().replace("redis:", "rediss:"), "no answer in time"),
+        (format!("rediss://{}", world.simulator.address), "no encrypted connection: "),
         (guarded.url().replace("://", "://:open-onion@"), "WRONGPASS"),
     ] {
         let gateway = ProcessReplica::begin(&world, &[("STORE__REDIS__URL", &*url)]).await;
@@ -133,6 +137,8 @@ async fn a_redis_that_is_not_there_or_refuses_is_named_once_and_waited_for() {
             log.lines().filter(|line| line.contains("the session store does not answer")).count()
         };
         eventually("it says so", async || lines() == 1).await;
+        let place = url.replace(":open-onion@", "");
+        assert!(gateway.logged().contains(&format!(r#""at":"{place}""#)), "{url}: {}", gateway.logged());
         assert!(gateway.logged().contains(why), "{url}: {}", gateway.logged());
         assert!(says("/livez").contains(" 200 "), "{url}: it lives");
         let ready = says("/readyz");

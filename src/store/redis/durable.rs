@@ -11,7 +11,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::deployment::{Line, Timeouts};
-use super::keeper::{Keeper, late, unavailable};
+use super::faults::{late, unavailable};
+use super::keeper::Keeper;
 use crate::store::StoreError;
 use crate::telemetry::{Metrics, Replication};
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use redis::{Cmd, RedisError, RedisResult};
 use tokio::sync::watch;
 use tokio::time::{Instant, error::Elapsed, timeout};
 
 use super::deployment::{CurrentDeployment, Deployment, Line, Timeouts};
+use super::faults::{is_denied, is_of_the_line, is_refusal, late, unavailable};
 use super::hearing::{BEAT_EVERY, CHANNEL, Hearing, Listener};
 use crate::clock::jittered;
 use crate::store::StoreError;
@@ -58,6 +59,8 @@ impl Numbered {
 /// Keeps the line.
 pub(super) struct Keeper {
     deployment: CurrentDeployment,
+    /// Its address, for who reads the log.
+    place: String,
     timeouts: Timeouts,
     hearing: Arc<Hearing>,
     state: watch::Sender<State>,
@@ -68,12 +71,13 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         deployment: CurrentDeployment,
+        place: String,
         timeouts: Timeouts,
         hearing: Arc<Hearing>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (state, _) = watch::channel(State::Opening);
-        Self { deployment, timeouts, hearing, state, late: AtomicU32::new(0), metrics }
+        Self { deployment, place, timeouts, hearing, state, late: AtomicU32::new(0), metrics }
     }
 
     /// The line. Waits for one that is being opened, and for none that is away.
@@ -254,7 +258,7 @@ impl Keeper {
                 let before = self.state.send_replace(State::Away);
                 if matches!(before, State::Opening) {
                     self.note(BreakerEvent::Opened, 1);
-                    tracing::warn!(%error, "the session store does not answer");
+                    tracing::warn!(at = self.place, %error, "the session store does not answer");
                 }
                 false
             }
@@ -292,38 +296,4 @@ async fn begin_to_hear(line: &mut Line, message: &[u8]) -> RedisResult<usize> {
         redis::cmd("PING").exec_async(node).await?;
     }
     line.say(CHANNEL, message).await
-}
-
-/// Whether only another connection, perhaps to another server, can do better.
-pub(super) fn is_of_the_line(error: &RedisError) -> bool {
-    is_refusal(error) || error.is_io_error() || error.is_unrecoverable_error()
-}
-
-/// Whether the server itself says that it does not serve, or not us.
-fn is_refusal(error: &RedisError) -> bool {
-    let moved_on = matches!(
-        error.kind(),
-        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-    );
-    moved_on || error.code() == Some("NOAUTH")
-}
-
-/// Whether the server knows us not, or lets us not do that.
-fn is_denied(error: &RedisError) -> bool {
-    let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")].contains(&error.code());
-    denied || error.kind() == ErrorKind::AuthenticationFailed
-}
-
-/// Says the kind and code of an error, not its detail: that may quote what was sent, and so may a code that nobody knows.
-pub(super) fn unavailable(error: &RedisError) -> StoreError {
-    const TOLD: [&str; 8] = ["NOAUTH", "WRONGPASS", "NOPERM", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE"];
-    let code = error.code().filter(|code| TOLD.contains(code));
-    let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
-    let timeout = if error.is_timeout() { ", no answer in time" } else { "" };
-    StoreError::Unavailable(format!("{:?}{code}{timeout}", error.kind()))
-}
-
-/// That an answer did not come in time.
-pub(super) fn late() -> StoreError {
-    StoreError::Unavailable("no answer in time".to_owned())
 }
