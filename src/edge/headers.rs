@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
-    ORIGIN, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ORIGIN, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, Method, Response, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -285,7 +285,8 @@ fn cookies_of_others(headers: &HeaderMap, our_name: &str) -> Option<HeaderValue>
     if joined.is_empty() { None } else { HeaderValue::from_bytes(&joined).ok() }
 }
 
-/// The downstream response's head: upstream's, stripped, and private where a session was used.
+/// The downstream response's head: upstream's, stripped, private where a session was used, and another one for whoever
+/// shows another credential.
 pub(super) fn incoming(
     upstream: &ApiHead,
     cookie_name: &str,
@@ -314,11 +315,19 @@ pub(super) fn incoming(
     if keep_upgrade {
         head.try_insert(CONNECTION, HeaderValue::from_static("upgrade")).map_err(fits)?;
     }
-    if used_session {
-        head.try_insert(CACHE_CONTROL, privately_cached(upstream.values("cache-control"))).map_err(fits)?;
+    let caching = used_session.then(|| privately_cached(upstream.values("cache-control")));
+    if caching.as_ref().is_none_or(|caching| caching != NO_STORE) {
+        head.try_append(VARY, HeaderValue::from_static(CREDENTIALS)).map_err(fits)?;
+    }
+    if let Some(caching) = caching {
+        head.try_insert(CACHE_CONTROL, caching).map_err(fits)?;
     }
     Ok(ResponseHeader::from(parts))
 }
+
+const NO_STORE: &str = "no-store";
+/// Where a request may show who asks: what a cache keeps of one is nothing for the next.
+const CREDENTIALS: &str = "Authorization, Cookie, saas-token";
 
 /// What shared caches obey before `Cache-Control`.
 fn is_shared_caches(name: &str) -> bool {
@@ -338,14 +347,14 @@ fn privately_cached<'v>(said: impl Iterator<Item = &'v [u8]>) -> HeaderValue {
     let said: Vec<&str> = said.filter_map(|value| str::from_utf8(value).ok()).collect();
     // Field lists in quotes do not survive being taken apart.
     if said.is_empty() || said.iter().any(|value| value.contains('"')) {
-        return HeaderValue::from_static("no-store");
+        return HeaderValue::from_static(NO_STORE);
     }
     let kept = said.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|directive| {
         let name = directive.split('=').next().unwrap_or_default().to_ascii_lowercase();
         !matches!(name.as_str(), "" | "public" | "private" | "s-maxage")
     });
     let directives: Vec<&str> = std::iter::once("private").chain(kept).collect();
-    HeaderValue::from_str(&directives.join(", ")).unwrap_or(HeaderValue::from_static("no-store"))
+    HeaderValue::from_str(&directives.join(", ")).unwrap_or(HeaderValue::from_static(NO_STORE))
 }
 
 #[cfg(test)]

@@ -362,6 +362,7 @@ async fn a_handle_or_placeholder_in_the_target_of_an_api_route_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upstream_cannot_set_our_cookie_nor_share_what_a_session_received() {
+    const PER_CREDENTIAL: &str = "Authorization, Cookie, saas-token";
     let world = World::new().await;
     let visitor = world.visitor().await;
     let answers = async |headers: serde_json::Value, line: &str, bearer: bool| {
@@ -380,6 +381,11 @@ async fn upstream_cannot_set_our_cookie_nor_share_what_a_session_received() {
     let public = json!({"cache-control": "public, max-age=60"});
     let private = answers(public.clone(), "GET /product/acme/products", true).await;
     assert_eq!(private.header("cache-control"), "private, max-age=60");
+    assert_eq!(private.header("vary"), PER_CREDENTIAL, "it is nothing for whoever signs in or out");
     let shared = answers(public, "GET /product/acme/products", false).await;
     assert_eq!(shared.header("cache-control"), "public, max-age=60", "a shared token is nobody's secret");
+    assert_eq!(shared.header("vary"), PER_CREDENTIAL);
+    let varied = answers(json!({"vary": "Accept-Language"}), "GET /product/acme/products", false).await;
+    let vary: Vec<_> = varied.headers.get_all("vary").iter().collect();
+    assert_eq!(vary, ["Accept-Language", PER_CREDENTIAL], "beside what upstream says");
 }

@@ -217,7 +217,7 @@ async fn a_page_of_the_shop_may_read_answers_and_errors_alike() {
     world.simulator.heal().await;
     let evil = world.ask("GET /product/acme/products").header("origin", "https://evil.example.com").send().await;
     assert_eq!((evil.status, evil.header("access-control-allow-origin")), (200, String::new()));
-    assert_eq!(evil.header("vary"), "Origin", "caches keep the two apart");
+    assert!(evil.headers.get_all("vary").iter().any(|value| value == "Origin"), "caches keep the two apart");
 }
 
 /// What the limit says: 429, and when to come again.
