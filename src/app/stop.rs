@@ -114,9 +114,9 @@ impl<'s> Words<'s> {
 
 /// Between two looks at whether anything is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Looks in a row that have to find nothing.
-const LOOKS_WHEN_STOPPED: u32 = 1;
-/// The same where clients still hold connections that they use: each is to come once more, and to be told to close it.
+/// Looks in a row that have to find nothing: who uses his connection all the time comes once more, and is told to close it.
+const LOOKS_WHEN_STOPPED: u32 = 5;
+/// The same where all clients still hold connections that they use: each is to come once more, and to be told to close it.
 const LOOKS_WHEN_FOLLOWED: u32 = 50;
 /// The same while HTTP/2 connections are open. A client that sleeps never closes its own: it is not waited for longer.
 const LOOKS_WHEN_CONNECTED: u32 = 100;
@@ -141,6 +141,13 @@ impl Stop {
                 found = if gateway.is_idle() { found + 1 } else { 0 };
                 tokio::time::sleep(LOOK_EVERY).await;
             }
+            self.doors.close();
+            gateway.close();
+            // What began in the meantime: it is counted by the next look.
+            while {
+                tokio::time::sleep(LOOK_EVERY).await;
+                !gateway.is_idle()
+            } {}
         };
         // What is still under way after the bound is cut off.
         let _ = tokio::time::timeout(self.drain_timeout, idle).await;

@@ -163,6 +163,11 @@ impl Gateway {
     /// Sends a request its way and ends it. Returns the connection if it can be used again.
     async fn attend(&self, side: Side, mut http: Box<ServerSession>) -> Option<Box<ServerSession>> {
         let under_way = UnderWay::new(&self.under_way);
+        // Asked once it is counted: what is begun is waited for.
+        if self.drain.is_over() {
+            http.shutdown().await;
+            return None;
+        }
         let started = Instant::now();
         http.set_pipelining_enabled(true);
         http.set_total_drain_timeout(Some(Duration::from_secs(2)));

@@ -203,6 +203,11 @@ impl Gateway {
         self.drain.begin();
     }
 
+    /// From now on no request is begun: its connection closes instead. Those under way go on.
+    pub fn close(&self) {
+        self.drain.end();
+    }
+
     /// Whether no request and no work that one began is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -120,6 +120,37 @@ async fn http_2_clients_are_told_to_go_those_too_that_come_while_it_drains_and_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_comes_as_the_gateway_goes_is_answered_or_was_never_begun() {
+    let world = World::new().await;
+    let mut answered = 0;
+    for millis in (0..=200).step_by(10) {
+        let mut gateway = ProcessReplica::start(&world, &[]).await;
+        let visitor = world.ask_at(gateway.public, ANONYMOUS_LOGIN).send().await;
+        let access = Tokens::of(&visitor).access;
+        let mut kept = TcpStream::connect(gateway.public).await.unwrap();
+        world.simulator.heal().await;
+        world.simulator.forget_calls().await;
+        world.simulator.fault(json!({"operation": "api", "mode": "delay", "delay_ms": 150})).await;
+        gateway.terminate();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let order = format!("GET {PRODUCTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {access}\r\n\r\n");
+        // Where it is gone already, the write fails or the read does.
+        let _ = kept.write_all(order.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = kept.read_to_end(&mut answer).await;
+        let text = String::from_utf8_lossy(&answer);
+        let calls = world.simulator.calls("api").await;
+        match calls {
+            0 => assert_eq!(text, "", "{millis} ms"),
+            _ => assert!(text.starts_with("HTTP/1.1 200") && text.contains("Espresso"), "{millis} ms: {text}"),
+        }
+        answered += calls;
+        eventually("the gateway goes", async || gateway.has_ended()).await;
+    }
+    assert!(answered > 0, "some came in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_gateway_goes_at_once_whoever_keeps_a_connection() {
     let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
     let mut gateway = with_tls(&world, &folder, "60s").await;
