@@ -139,25 +139,40 @@ fn run(command: &Command) -> Result<(), Failure> {
             say(text.trim_end())
         }
         Command::Schema => say(&config::schema().to_string()),
-        Command::Healthcheck(errand) => say(&healthcheck::run(errand, std::env::vars().collect())?),
+        Command::Healthcheck(errand) => say(&healthcheck::run(errand, environment()?.collect())?),
         Command::Completions(errand) => say(&completions::run(errand)),
         Command::Explain(Explain { file, method, url, headers }) => {
             let explained = app::explain(&load(file)?, method, url, headers);
             say(&explained.map_err(|error| (FAULTY, error))?.to_string())
         }
-        Command::Doctor(errand) => say(&doctor::run(errand, std::env::vars().collect())?),
-        Command::Keys(errand) => say(&keys::run(errand, std::env::vars().collect())?),
-        Command::Sessions(errand) => say(&sessions::run(errand, std::env::vars().collect())?),
+        Command::Doctor(errand) => say(&doctor::run(errand, environment()?.collect())?),
+        Command::Keys(errand) => say(&keys::run(errand, environment()?.collect())?),
+        Command::Sessions(errand) => say(&sessions::run(errand, environment()?.collect())?),
     }
 }
 
+/// The environment, without what is no text: none of ours may be that.
+fn environment() -> Result<impl Iterator<Item = (String, String)>, Failure> {
+    let (mut texts, mut faults) = (Vec::new(), Vec::new());
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => texts.push((name, value)),
+            (Ok(name), Err(_)) if name.starts_with(config::ENVIRONMENT_PREFIX) => {
+                faults.push(format!("environment {name}: is no text in UTF-8"));
+            }
+            _ => {}
+        }
+    }
+    if faults.is_empty() { Ok(texts.into_iter()) } else { Err((FAULTY, faults.join("\n"))) }
+}
+
 fn load(file: &ConfigFile) -> Result<Config, Failure> {
-    config::load(&file.config, std::env::vars()).map_err(|faults| (FAULTY, faults.to_string()))
+    config::load(&file.config, environment()?).map_err(|faults| (FAULTY, faults.to_string()))
 }
 
 /// The configuration, with everything tried that can be known before a listener opens; and what is dubious about it.
 fn checked(file: &ConfigFile) -> Result<(Config, Vec<String>), Failure> {
-    let mut reading = config::Reading::of(&file.config, std::env::vars());
+    let mut reading = config::Reading::of(&file.config, environment()?);
     let warnings = reading.judged(|config| app::check(config, SystemClock.now()));
     Ok((reading.accepted().map_err(|faults| (FAULTY, faults.to_string()))?, warnings))
 }

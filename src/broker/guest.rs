@@ -31,12 +31,20 @@ impl GuestTokens {
 
 impl Broker {
     /// The tenant's shared guest token.
-    pub(super) async fn shared_guest(&self, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
-        let guest = self.guests.of(tenant)?;
-        match guest.at_hand(self.clock.now()) {
-            Some(ready) => Ok(ready),
-            None => guest.fresh(self.clock.as_ref(), self.mint_guest(tenant)).await,
+    pub(super) async fn shared_guest(self: &Arc<Self>, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
+        let Some(at_hand) = self.guests.of(tenant)?.at_hand(self.clock.now()) else {
+            return self.fresh_guest(tenant).await;
+        };
+        if at_hand.wants_next {
+            let (broker, tenant) = (self.clone(), *tenant);
+            // Failing is fine while one lives.
+            self.go_on(async move { drop(broker.fresh_guest(&tenant).await) });
         }
+        Ok(at_hand.token)
+    }
+
+    async fn fresh_guest(&self, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
+        self.guests.of(tenant)?.fresh(self.clock.as_ref(), self.mint_guest(tenant)).await
     }
 
     /// Another guest token than `refused`.

@@ -67,7 +67,7 @@ impl Broker {
     ///
     /// # Errors
     /// When the tenant has no such service, or Emporix gives no token for it.
-    pub async fn authenticate_service(&self, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
+    pub async fn authenticate_service(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
         let result = self.service_permit(demand).await;
         self.metrics.auth.count(match &result {
             Ok(_) => Decision::Service,
@@ -77,13 +77,25 @@ impl Broker {
         result
     }
 
-    async fn service_permit(&self, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
+    async fn service_permit(self: &Arc<Self>, demand: &Demand<'_>) -> Result<Permit, GatewayError> {
         let (tenant, service) = self.service_of(demand)?;
-        let token = match service.token.at_hand(self.clock.now()) {
-            Some(token) => token,
-            None => service.token.fresh(self.clock.as_ref(), self.fetch_service_token(tenant, &service)).await?,
+        let Some(at_hand) = service.token.at_hand(self.clock.now()) else {
+            return self.fresh_service_token(tenant, &service).await.map(|token| Permit::service(&token));
         };
-        Ok(Permit::service(&token))
+        if at_hand.wants_next {
+            let (broker, tenant) = (self.clone(), *tenant);
+            // Failing is fine while one lives.
+            self.go_on(async move { drop(broker.fresh_service_token(&tenant, &service).await) });
+        }
+        Ok(Permit::service(&at_hand.token))
+    }
+
+    async fn fresh_service_token(
+        &self,
+        tenant: &TenantId,
+        service: &Service,
+    ) -> Result<Arc<ServiceToken>, GatewayError> {
+        service.token.fresh(self.clock.as_ref(), self.fetch_service_token(tenant, service)).await
     }
 
     /// Another token of the service than the refused one of `permit`.

@@ -1,5 +1,5 @@
-//! A token that many requests share: held in memory, and fetched anew by one of them when it is due.
-//! The others are served with the one that lives, or wait for what the fetch brings.
+//! A token that many requests share: held in memory, and fetched anew behind one of them when it is due.
+//! As long as one lives all are served with it; where none does they wait for what one fetch brings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,13 @@ use crate::session::Freshness;
 pub(super) trait Ages {
     /// How far it has aged at `now`.
     fn age(&self, now: Timestamp) -> Freshness;
+}
 
-    /// Whether it can still be served at `now`.
-    fn lives(&self, now: Timestamp) -> bool {
-        !matches!(self.age(now), Freshness::Expired | Freshness::Dead)
-    }
+/// A token that lives.
+pub(super) struct AtHand<T> {
+    pub(super) token: Arc<T>,
+    /// Whether the next one is due, and nobody fetches it nor failed to a moment ago.
+    pub(super) wants_next: bool,
 }
 
 /// The token of the moment, and the turn to fetch the next.
@@ -46,28 +48,30 @@ impl LastFailure {
 }
 
 impl<T: Ages> Shared<T> {
-    /// The token, where none has to be waited for: one that is due is served while a request fetches the next.
-    pub(super) fn at_hand(&self, now: Timestamp) -> Option<Arc<T>> {
-        self.current.load_full().filter(|token| match token.age(now) {
-            Freshness::Fresh => true,
-            Freshness::RefreshDue | Freshness::Final => self.fetching.try_lock().is_err(),
-            Freshness::Expired | Freshness::Dead => false,
-        })
+    /// The token, where one lives.
+    pub(super) fn at_hand(&self, now: Timestamp) -> Option<AtHand<T>> {
+        let token = self.current.load_full()?;
+        let wants_next = match token.age(now) {
+            Freshness::Fresh => false,
+            Freshness::RefreshDue | Freshness::Final => {
+                self.fetching.try_lock().is_ok_and(|last_failure| last_failure.just_failed(now).is_none())
+            }
+            Freshness::Expired | Freshness::Dead => return None,
+        };
+        Some(AtHand { token, wants_next })
     }
 
-    /// A fresh token: another request's, or what `fetch` brings. One that lives is served on where that fails.
+    /// A fresh token: another request's, or what `fetch` brings.
     pub(super) async fn fresh(
         &self,
         clock: &dyn Clock,
         fetch: impl Future<Output = Result<Arc<T>, GatewayError>>,
     ) -> Result<Arc<T>, GatewayError> {
         let mut last_failure = self.fetching.lock().await;
-        let (current, now) = (self.current.load_full(), clock.now());
-        if let Some(token) = current.as_ref().filter(|token| token.age(now) == Freshness::Fresh) {
-            return Ok(token.clone());
+        match self.current.load_full() {
+            Some(token) if token.age(clock.now()) == Freshness::Fresh => Ok(token),
+            _ => self.fetch_in_turn(clock, &mut last_failure, fetch).await,
         }
-        let fetched = self.fetch_in_turn(clock, &mut last_failure, fetch).await;
-        fetched.or_else(|error| current.filter(|token| token.lives(clock.now())).ok_or(error))
     }
 
     /// Another token than the one that upstream refused.

@@ -145,6 +145,21 @@ fn the_program_checks_prints_and_names_itself() {
 }
 
 #[test]
+fn a_variable_that_is_no_text_is_a_fault_where_it_is_ours_and_nothing_elsewhere() {
+    use std::os::unix::ffi::OsStrExt;
+    let garbled = std::ffi::OsStr::from_bytes(b"hunter2\xff");
+    for (name, expected, told) in [
+        ("NOBODYS", 0, ""),
+        ("EMPORIX_GATEWAY__ADMIN__TOKEN", 64, "environment EMPORIX_GATEWAY__ADMIN__TOKEN: is no text in UTF-8\n"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_emporix-gateway"));
+        let output = command.args(["check-config", "--config", DEMO]).env(name, garbled);
+        let (code, _, faults) = said(&output.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap());
+        assert_eq!((code, &*faults), (Some(expected), told));
+    }
+}
+
+#[test]
 fn a_faulty_file_is_refused_with_every_place_named() {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     std::fs::write(file.path(), "listen:\n  colour: red\nstore:\n  kind: mongo\ntenants: {acme: {client_id: x}}\n")
