@@ -142,7 +142,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Healthcheck(errand) => say(&healthcheck::run(errand, environment()?.collect())?),
         Command::Completions(errand) => say(&completions::run(errand)),
         Command::Explain(Explain { file, method, url, headers }) => {
-            let explained = app::explain(&load(file)?, method, url, headers);
+            let explained = app::explain(&load(file)?, method, url, headers, SystemClock.now());
             say(&explained.map_err(|error| (FAULTY, error))?.to_string())
         }
         Command::Doctor(errand) => say(&doctor::run(errand, environment()?.collect())?),

@@ -1,6 +1,8 @@
 //! What would happen to a request, asked of the same rules that decide it. Nothing is sent, and no session is looked up.
 //! Says names, kinds and rules; never a credential's value, nor a path's or a query's.
 
+mod opens;
+
 use std::fmt;
 
 use http::header::HOST;
@@ -12,16 +14,17 @@ use super::forward_auth::{check_disguise, judgeable};
 use super::proof::{self, Exposure};
 use super::respond::Cookies;
 use super::route::{ApiRoute, Found, OwnRoute, Route, RouteTable, Rule, RuleSource, TokenRoute};
-use super::slots::{Presented, Slot};
+use super::slots::Presented;
 use super::target::Target;
 use super::token_routes::{self, Query};
 use super::visit::{EdgeTenant, NamedBy, Tenants};
 use super::{api, check_size, headers, is_registered, own};
-use crate::broker::Credential;
+use crate::clock::Timestamp;
 use crate::config::routes::{Access, SaasInjection};
-use crate::config::{Config, ForeignBearerMode};
+use crate::config::{Config, ServiceName, TenantSection};
 use crate::error::GatewayError;
-use crate::session::{Scope, Transport};
+use crate::session::Transport;
+use opens::{Judged, Refused, Whose};
 
 /// What would happen to a request, point by point.
 #[derive(Debug, Default)]
@@ -37,19 +40,25 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Explains what a gateway of `config` would do with a request.
+/// Explains what a gateway of `config` would do with a request that comes `now`.
 ///
 /// # Errors
 /// When this is no request, or the configuration's routes cannot be used.
-pub fn explain(config: &Config, method: &str, url: &str, fields: &[String]) -> Result<Explanation, String> {
+pub fn explain(
+    config: &Config,
+    method: &str,
+    url: &str,
+    fields: &[String],
+    now: Timestamp,
+) -> Result<Explanation, String> {
     let (head, target) = request(method, url, fields)?;
     let routes = RouteTable::new(&config.routes);
     let routes =
         routes.map_err(|faults| faults.into_iter().map(|fault| fault.message).collect::<Vec<_>>().join("\n"))?;
     let (tenants, cookies) = (Tenants::new(config), Cookies::new(&config.cookie));
-    let mut request = Explained { config, head, cookies: &cookies, told: Explanation::default() };
-    if let Err(error) = request.follow(&target, &routes, &tenants) {
-        request.tell("answer", refused(&error));
+    let mut request = Explained { config, head, cookies: &cookies, now, told: Explanation::default() };
+    if let Err(refused) = request.follow(&target, &routes, &tenants) {
+        request.tell("answer", refused.to_string());
     }
     Ok(request.told)
 }
@@ -79,28 +88,11 @@ fn request(method: &str, url: &str, fields: &[String]) -> Result<(RequestHeader,
     Ok((head, target.as_bytes().to_vec()))
 }
 
-/// Whose token goes to the API.
-#[derive(Clone, Copy)]
-enum Whose {
-    Session,
-    Visitor,
-    Guest,
-}
-
-impl Whose {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Session => "with the session's token, while the session is live",
-            Self::Visitor => "with the token of a visitor who begins here: the answer sets the cookie",
-            Self::Guest => "with the tenant's shared guest token",
-        }
-    }
-}
-
 struct Explained<'e> {
     config: &'e Config,
     head: RequestHeader,
     cookies: &'e Cookies,
+    now: Timestamp,
     told: Explanation,
 }
 
@@ -110,10 +102,10 @@ impl Explained<'_> {
     }
 
     /// Goes the way of a request, in its order.
-    fn follow(&mut self, target: &[u8], routes: &RouteTable, tenants: &Tenants) -> Result<(), GatewayError> {
+    fn follow(&mut self, target: &[u8], routes: &RouteTable, tenants: &Tenants) -> Result<(), Refused> {
         check_size(&self.head.headers, self.config.limits.head_bytes)?;
         if !headers::is_plainly_framed(&self.head.headers) {
-            return Err(GatewayError::BadRequest("its body is framed in more than one way"));
+            return Err(GatewayError::BadRequest("its body is framed in more than one way").into());
         }
         let target = Target::parse(target)?;
         self.tell("target", "reads one way only");
@@ -129,18 +121,18 @@ impl Explained<'_> {
         match found.route {
             Route::Token(route) => self.token_route(*route, &target, tenant.ok_or(GatewayError::UnknownTenant)?),
             Route::Own(route) => self.own_route(*route, &target, tenant),
-            Route::Webhook => {
-                self.tell("answer", "by the gateway: it takes Emporix' signed events where the tenant has a secret");
-                Ok(())
-            }
+            Route::Webhook => self.webhook(tenant),
             Route::Api(route) => {
                 let passed = self.api_route(route, &target, tenant);
                 self.forward_auth(found.route, &target, &passed);
                 passed.map(|_| ())
             }
-            Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed),
-            // Open on the internal listener alone.
-            Route::Service(_) | Route::Closed => Err(GatewayError::Denied),
+            Route::Service(ApiRoute { access: Access::Service(name), .. }) => {
+                self.internal(name, &target, tenant);
+                Err(GatewayError::Denied.into())
+            }
+            Route::Closed if found.wrong_method => Err(GatewayError::MethodNotAllowed.into()),
+            Route::Service(_) | Route::Closed => Err(GatewayError::Denied.into()),
         }
     }
 
@@ -158,48 +150,92 @@ impl Explained<'_> {
         answered
     }
 
-    fn token_route(&mut self, route: TokenRoute, target: &Target<'_>, tenant: &EdgeTenant) -> Result<(), GatewayError> {
+    fn webhook(&mut self, tenant: Option<&EdgeTenant>) -> Result<(), Refused> {
+        if self.section(tenant)?.webhook.secret.is_none() {
+            return Err(Refused::when(GatewayError::UnknownRoute, ": the tenant has no webhook.secret"));
+        }
+        self.tell("answer", "by the gateway: 204 to an event that Emporix signed; 401 signature_invalid otherwise");
+        Ok(())
+    }
+
+    /// What the internal listener would do.
+    fn internal(&mut self, name: &ServiceName, target: &Target<'_>, tenant: Option<&EdgeTenant>) {
+        let judged = self.section(tenant).and_then(|section| match section.services.contains_key(name) {
+            _ if target.carries_credential(&[]) => Err(GatewayError::BadTarget("it carries a credential")),
+            true => Ok(()),
+            false => Err(GatewayError::Denied),
+        });
+        let section = &self.config.internal;
+        let shown = match (&section.token, section.asks_for_certificates()) {
+            (None, _) => "to who shows a certificate",
+            (Some(_), false) => "to who shows internal.token; 401 internal_token_required otherwise",
+            (Some(_), true) => "to who shows a certificate and internal.token; 401 internal_token_required otherwise",
+        };
+        let text = match judged {
+            Ok(()) => format!("by {}, with the token of the service {name}, {shown}", self.config.upstream.base_url),
+            Err(error) => format!("{}, {shown}", Refused::from(error)),
+        };
+        let listens = if section.listen.is_some() { "" } else { " (there is no internal.listen)" };
+        self.tell("internal", text + listens);
+    }
+
+    fn section(&self, tenant: Option<&EdgeTenant>) -> Result<&TenantSection, GatewayError> {
+        tenant.and_then(|tenant| self.config.tenants.get(&tenant.id)).ok_or(GatewayError::UnknownTenant)
+    }
+
+    fn token_route(&mut self, route: TokenRoute, target: &Target<'_>, tenant: &EdgeTenant) -> Result<(), Refused> {
         let slots: Vec<&str> = token_routes::slots(route).iter().map(|(name, _)| *name).collect();
         if target.carries_credential(&slots) {
-            return Err(GatewayError::BadTarget("it carries a credential where none belongs"));
+            return Err(GatewayError::BadTarget("it carries a credential where none belongs").into());
         }
         let query = Query::parse(target)?;
         let fields = &self.head.headers;
         let presented = token_routes::presented(fields, self.cookies.name(), route, &query, &mut false)?;
         let exposure = token_routes::exposure(fields, route, &presented, tenant);
-        self.credential(&presented, Some(tenant));
+        let credential = self.judged(&presented, Some(tenant)).text();
+        self.tell("credential", credential);
         self.proof(exposure, &tenant.origins)?;
-        if presented.credential.is_none() && matches!(route, TokenRoute::Refresh | TokenRoute::Logout) {
-            return Err(GatewayError::SessionRequired);
-        }
-        if presented.credential.is_none() && route == TokenRoute::AnonymousRefresh {
-            return Err(GatewayError::SessionEnded);
+        let judged = self.judged(&presented, Some(tenant));
+        let opens = match judged.opens() {
+            // There a dead credential is as good as none.
+            _ if route == TokenRoute::AnonymousLogin => None,
+            opens => opens?,
+        };
+        match route {
+            TokenRoute::Refresh | TokenRoute::Logout if opens.is_none() => {
+                return Err(GatewayError::SessionRequired.into());
+            }
+            TokenRoute::AnonymousRefresh if opens.is_none() => return Err(GatewayError::SessionEnded.into()),
+            TokenRoute::Refresh if judged.is_visitors_handle() => return Err(GatewayError::SessionEnded.into()),
+            TokenRoute::Logout if judged.is_visitors_handle() => return Err(Refused::NO_CUSTOMER),
+            _ => {}
         }
         let transport = match tenant.transport_at_birth(&self.head.headers) {
             Transport::Cookie => "cookie",
             Transport::Handle => "handles",
         };
-        self.tell(
-            "answer",
-            format!("by the gateway, in Emporix' shape; a session that begins here travels by {transport}"),
-        );
+        let answer = match opens {
+            Some(whose) => whose.said("by the gateway, in Emporix' shape"),
+            None => format!("by the gateway, in Emporix' shape; a session that begins here travels by {transport}"),
+        };
+        self.tell("answer", answer);
         Ok(())
     }
 
-    fn own_route(
-        &mut self,
-        route: OwnRoute,
-        target: &Target<'_>,
-        tenant: Option<&EdgeTenant>,
-    ) -> Result<(), GatewayError> {
+    fn own_route(&mut self, route: OwnRoute, target: &Target<'_>, tenant: Option<&EdgeTenant>) -> Result<(), Refused> {
         if target.carries_credential(&[]) {
-            return Err(GatewayError::BadTarget("it carries a credential"));
+            return Err(GatewayError::BadTarget("it carries a credential").into());
         }
         let presented = Presented::take(&self.head.headers, self.cookies.name(), &[])?;
-        self.credential(&presented, tenant);
+        let credential = self.judged(&presented, tenant).text();
+        self.tell("credential", credential);
         self.proof(own::exposure(route, &presented), tenant.map_or(&[], |tenant| &tenant.origins))?;
-        presented.credential.as_ref().ok_or(GatewayError::SessionRequired)?;
-        self.tell("answer", "by the gateway itself");
+        let judged = self.judged(&presented, tenant);
+        let opens = judged.opens()?.ok_or(GatewayError::SessionRequired)?;
+        if route != OwnRoute::Session && judged.is_visitors_handle() {
+            return Err(Refused::NO_CUSTOMER);
+        }
+        self.tell("answer", opens.said("by the gateway itself"));
         Ok(())
     }
 
@@ -208,23 +244,28 @@ impl Explained<'_> {
         route: &ApiRoute,
         target: &Target<'_>,
         tenant: Option<&EdgeTenant>,
-    ) -> Result<Whose, GatewayError> {
+    ) -> Result<Whose, Refused> {
         if target.carries_credential(&[]) {
-            return Err(GatewayError::BadTarget("it carries a credential"));
+            return Err(GatewayError::BadTarget("it carries a credential").into());
         }
         let visits = api::visits(&self.head, target)?.len();
         let presented = Presented::take(&self.head.headers, self.cookies.name(), &[])?;
-        self.credential(&presented, tenant);
+        let credential = self.judged(&presented, tenant).text();
+        self.tell("credential", credential);
         let (safe, upgrades) = (self.head.method.is_safe(), headers::asks_for_websocket(&self.head));
         self.proof(api::exposure(&presented, safe, upgrades), tenant.map_or(&[], |tenant| &tenant.origins))?;
-        let whose = if presented.credential.is_some() {
-            Whose::Session
+        let judged = self.judged(&presented, tenant);
+        let whose = if let Some(whose) = judged.opens()? {
+            if route.access == Access::Customer && judged.acts_for_visitor() {
+                return Err(Refused::NO_CUSTOMER);
+            }
+            whose
         } else if presented.bears_nothing() && api::creates_visitor(route, &self.head, tenant)? {
             Whose::Visitor
         } else if route.access == Access::Guest && safe && visits == 0 {
             Whose::Guest
         } else {
-            return Err(GatewayError::SessionRequired);
+            return Err(GatewayError::SessionRequired.into());
         };
         let stripped = headers::stripped(&self.head.headers, self.cookies.name());
         self.tell("stripped", if stripped.is_empty() { "nothing".to_owned() } else { stripped.join(", ") });
@@ -240,36 +281,12 @@ impl Explained<'_> {
         if visits > 0 {
             self.tell("visit", "has to be the session's own");
         }
-        self.tell("answer", format!("by {}, {}", self.config.upstream.base_url, whose.text()));
+        self.tell("answer", whose.said(&format!("by {}, {}", self.config.upstream.base_url, whose.text())));
         Ok(whose)
     }
 
-    /// What counts of the credentials, by its place and kind.
-    fn credential(&mut self, presented: &Presented, tenant: Option<&EdgeTenant>) {
-        let section = tenant.and_then(|tenant| self.config.tenants.get(&tenant.id));
-        let text = match &presented.credential {
-            None => "none".to_owned(),
-            Some(Credential::Handle(handle, others)) => {
-                let others = if others.is_empty() { "" } else { ", with others of the same session" };
-                format!("a handle ({}***) in {}{others}", handle.kind.prefix(), presented.slot.text())
-            }
-            Some(Credential::Cookie(_, Some(scope))) => {
-                let whom = if *scope == Scope::Customer { "its customer" } else { "its visitor" };
-                format!("the cookie's session, as {whom} by the placeholder in {}", presented.slot.text())
-            }
-            Some(Credential::Cookie(_, None)) => "the cookie's session".to_owned(),
-            Some(Credential::Jwt(_)) => {
-                let accepted = section.is_some_and(|section| section.saas_token.accept);
-                let so = if accepted { "accepted here" } else { "not accepted here: saas_token.accept is false" };
-                format!("a JWT in {}, {so}", presented.slot.text())
-            }
-            Some(Credential::Foreign(_)) => {
-                let adopts = section.is_some_and(|section| section.foreign_bearer.mode == ForeignBearerMode::Adopt);
-                let so = if adopts { "adopted until foreign_bearer.until" } else { "refused: foreign_bearer.mode" };
-                format!("a token that the gateway did not issue in {}, {so}", presented.slot.text())
-            }
-        };
-        self.tell("credential", text);
+    fn judged<'j>(&'j self, presented: &'j Presented, tenant: Option<&EdgeTenant>) -> Judged<'j> {
+        Judged { presented, tenant: self.section(tenant), now: self.now }
     }
 
     fn proof(&mut self, exposure: Exposure, origins: &[String]) -> Result<(), GatewayError> {
@@ -289,7 +306,7 @@ impl Explained<'_> {
     }
 
     /// What another proxy would be told.
-    fn forward_auth(&mut self, route: &Route, target: &Target<'_>, passed: &Result<Whose, GatewayError>) {
+    fn forward_auth(&mut self, route: &Route, target: &Target<'_>, passed: &Result<Whose, Refused>) {
         let method = &self.head.method;
         let asked = if !is_registered(method) || matches!(*method, Method::CONNECT | Method::TRACE) {
             Err(GatewayError::MethodNotAllowed)
@@ -297,13 +314,12 @@ impl Explained<'_> {
             check_disguise(target, &self.head.headers).and_then(|()| judgeable(route).map(|_| ()))
         };
         let text = match (asked, passed) {
-            (Err(error), _) => refused(&error),
-            (Ok(()), Err(error)) => refused(error),
+            (Err(error), _) => Refused::from(error).to_string(),
+            (Ok(()), Err(refused)) => refused.to_string(),
             (Ok(()), Ok(Whose::Visitor)) if !self.config.forward_auth.visitors => {
-                refused(&GatewayError::SessionRequired)
+                Refused::from(GatewayError::SessionRequired).to_string()
             }
-            (Ok(()), Ok(Whose::Visitor | Whose::Guest)) => "200".to_owned(),
-            (Ok(()), Ok(Whose::Session)) => "200 while the session is live".to_owned(),
+            (Ok(()), Ok(whose)) => whose.said("200"),
         };
         let listens = if self.config.forward_auth.listen.is_some() { "" } else { " (there is no forward_auth.listen)" };
         self.tell("forward-auth", text + listens);
@@ -320,21 +336,6 @@ impl NamedBy {
             Self::Default => "the only one",
         }
     }
-}
-
-impl Slot {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Query => "the query",
-            Self::Authorization => "Authorization",
-            Self::SaasToken => "saas-token",
-            Self::Cookie => "the cookie",
-        }
-    }
-}
-
-fn refused(error: &GatewayError) -> String {
-    format!("by the gateway: {} {} ({})", error.status(), error.code(), error.message())
 }
 
 /// The rule that was found, and what it says.
