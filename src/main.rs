@@ -145,7 +145,11 @@ fn run(command: &Command) -> Result<(), Failure> {
             let explained = app::explain(&load(file)?, method, url, headers, SystemClock.now());
             say(&explained.map_err(|error| (FAULTY, error))?.to_string())
         }
-        Command::Doctor(errand) => say(&doctor::run(errand, environment()?.collect())?),
+        Command::Doctor(errand) => {
+            let (seen, all) = doctor::run(errand, environment()?.collect())?;
+            say(&seen)?;
+            all
+        }
         Command::Keys(errand) => say(&keys::run(errand, environment()?.collect())?),
         Command::Sessions(errand) => say(&sessions::run(errand, environment()?.collect())?),
     }

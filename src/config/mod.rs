@@ -27,6 +27,7 @@ pub use schema::schema;
 pub use secret::Secret;
 pub use sections::*;
 pub use service::{InternalSection, ServiceName, ServiceSection};
+pub use span::text as span_text;
 pub use store::*;
 pub use traces::TracesSection;
 pub use version::Version;

@@ -33,7 +33,8 @@ pub(super) fn serialize<S: Serializer>(
 }
 
 /// `90d` and not humantime's `2months 29days 2h 52m 48s`.
-fn text(span: Duration) -> String {
+#[must_use]
+pub fn text(span: Duration) -> String {
     const UNITS: [(u128, &str); 5] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
     let millis = span.as_millis();
     let exact = |(unit, _): &&(u128, &str)| millis >= *unit && millis.is_multiple_of(*unit);

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use emporix_gateway::config::{Config, Secret, TenantSection};
-use reqwest::{Client, Method, Url};
+use reqwest::{Client, Method, RequestBuilder, Url};
 use serde_json::Value;
 
 use super::admin::{bounded, causes, client};
@@ -24,8 +24,18 @@ pub(super) struct Probe {
 
 /// What came back.
 pub(super) struct Answer {
-    pub(super) status: u16,
+    /// Its status; or why there is none.
+    status: Result<u16, String>,
     pub(super) body: Value,
+}
+
+/// What an answer says to a question of yes or no.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    Yes,
+    No,
+    /// Nothing: Emporix was too busy or too ill to answer, or could not be reached.
+    Nothing,
 }
 
 impl Probe {
@@ -39,18 +49,23 @@ impl Probe {
     }
 
     /// A visitor's tokens.
-    pub(super) async fn anonymous_login(&self) -> Result<Answer, Failure> {
+    pub(super) async fn anonymous_login(&self) -> Answer {
         let query = [("tenant", self.tenant.as_str()), ("client_id", self.client_id.as_str())];
         self.call(Method::GET, "/customerlogin/auth/anonymous/login", &query, None, None).await
     }
 
     /// `GET /customer/{tenant}/…`
-    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)], bearer: &Secret) -> Result<Answer, Failure> {
+    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)], bearer: &Secret) -> Answer {
         self.call(Method::GET, &format!("/customer/{}/{path}", self.tenant), query, Some(bearer), None).await
     }
 
+    /// The context of the visit that the token belongs to.
+    pub(super) async fn context(&self, bearer: &Secret) -> Answer {
+        self.call(Method::GET, &format!("/session-context/{}/me/context", self.tenant), &[], Some(bearer), None).await
+    }
+
     /// A customer's sign-in.
-    pub(super) async fn login(&self, email: &str, password: &str, bearer: &Secret) -> Result<Answer, Failure> {
+    pub(super) async fn login(&self, email: &str, password: &str, bearer: &Secret) -> Answer {
         let body = serde_json::json!({"email": email, "password": password});
         self.call(Method::POST, &format!("/customer/{}/login", self.tenant), &[], Some(bearer), Some(body)).await
     }
@@ -68,7 +83,7 @@ impl Probe {
         query: &[(&str, &str)],
         bearer: Option<&Secret>,
         body: Option<Value>,
-    ) -> Result<Answer, Failure> {
+    ) -> Answer {
         let mut url = self.base.clone();
         url.set_path(path);
         url.query_pairs_mut().extend_pairs(query);
@@ -79,23 +94,57 @@ impl Probe {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        // The address of a failed call holds tokens.
-        let failed =
-            |error: reqwest::Error| (UNAVAILABLE, format!("Emporix cannot be asked: {}", causes(&error.without_url())));
-        let answer = request.send().await.map_err(failed)?;
+        match self.exchange(request).await {
+            Ok((status, text)) => {
+                Answer { status: Ok(status), body: serde_json::from_slice(&text).unwrap_or_default() }
+            }
+            // The address of a failed call holds tokens.
+            Err(error) => Answer { status: Err(causes(&error.without_url())), body: Value::Null },
+        }
+    }
+
+    async fn exchange(&self, request: RequestBuilder) -> reqwest::Result<(u16, Vec<u8>)> {
+        let answer = request.send().await?;
         let names = answer.headers().keys().map(|name| name.as_str().to_owned());
         if let Ok(mut known) = self.rate_headers.lock() {
             known.extend(names.filter(|name| ["rate", "retry", "quota"].iter().any(|word| name.contains(word))));
         }
-        let status = answer.status().as_u16();
-        let text = bounded(answer).await.map_err(failed)?;
-        Ok(Answer { status, body: serde_json::from_slice(&text).unwrap_or_default() })
+        Ok((answer.status().as_u16(), bounded(answer).await?))
     }
 }
 
 impl Answer {
-    pub(super) const fn is_success(&self) -> bool {
-        self.status >= 200 && self.status < 300
+    /// Only what refuses is a no: a 429 or a 503 says nothing, nor does a web page.
+    pub(super) fn word(&self) -> Word {
+        match self.status {
+            Ok(204) => Word::Yes,
+            Ok(200..300) if self.body.is_object() => Word::Yes,
+            Ok(400 | 401 | 403) => Word::No,
+            _ => Word::Nothing,
+        }
+    }
+
+    /// The same, of something that there may not be.
+    pub(super) fn word_of_existence(&self) -> Word {
+        if self.status == Ok(404) { Word::No } else { self.word() }
+    }
+
+    /// The same, where nobody knows how a no is spelled: an account may be locked.
+    pub(super) fn word_of_refusal(&self) -> Word {
+        match self.status {
+            Ok(408 | 429) => Word::Nothing,
+            Ok(400..500) => Word::No,
+            _ => self.word(),
+        }
+    }
+
+    /// Its status, or why there is none.
+    pub(super) fn told(&self) -> String {
+        match &self.status {
+            Ok(status @ 200..300) if self.word() == Word::Nothing => format!("{status}, no JSON object"),
+            Ok(status) => status.to_string(),
+            Err(why) => why.clone(),
+        }
     }
 
     /// A token of the answer.
@@ -118,26 +167,51 @@ impl Answer {
 
     /// Status, and each member's name and shape.
     pub(super) fn shape(&self) -> String {
-        let Value::Object(members) = &self.body else { return format!("{}, no JSON object", self.status) };
+        let Value::Object(members) = &self.body else {
+            return self.status.as_ref().map_or_else(Clone::clone, |status| format!("{status}, no JSON object"));
+        };
         let shown: Vec<String> =
             members.iter().map(|(name, value)| format!("{} {}", plain(name), form(name, value))).collect();
-        format!("{}: {}", self.status, shown.join(", "))
+        format!("{}: {}", self.told(), shown.join(", "))
     }
 }
 
-/// A value's kind and length. A number is told only where it is a length of time.
+/// A value's kind and length. A number is told only where it is a length of time, also where it is written as a text.
 fn form(name: &str, value: &Value) -> String {
+    let tells_time = ["expires", "idle", "time"].iter().any(|word| name.to_lowercase().contains(word));
+    let is_number = |text: &str| (1..=12).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(_) => "boolean".to_owned(),
-        Value::Number(number) if name.to_lowercase().contains("expires") => format!("number {number}"),
+        Value::Number(number) if tells_time => format!("number {number}"),
         Value::Number(_) => "number".to_owned(),
+        Value::String(text) if tells_time && is_number(text) => format!("text {text}"),
         Value::String(text) => format!("text of {}", text.chars().count()),
         Value::Array(items) => format!("list of {}", items.len()),
         Value::Object(members) => {
             let inner: Vec<String> =
                 members.iter().map(|(name, value)| format!("{} {}", plain(name), form(name, value))).collect();
             format!("{{{}}}", inner.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_lengths_of_time_are_told() {
+        for (name, value, told) in [
+            ("session_idle_time", json!(120), "number 120"),
+            ("refreshTokenExpiresIn", json!("86399"), "text 86399"),
+            ("expires_in", json!("no-number"), "text of 9"),
+            ("code", json!(7), "number"),
+            ("access_token", json!("86399"), "text of 5"),
+        ] {
+            assert_eq!(form(name, &value), told);
         }
     }
 }
