@@ -33,7 +33,7 @@ pub use traces::TracesSection;
 pub use version::Version;
 pub use webhook::WebhookSection;
 
-use crate::session::TenantId;
+pub use crate::session::TenantId;
 use tree::{Origin, Tree};
 
 /// Environment variables with this prefix override the file: `EMPORIX_GATEWAY__STORE__KIND=redis`.

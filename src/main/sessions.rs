@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use emporix_gateway::config::Secret;
+use emporix_gateway::config::{Secret, TenantId};
 use humantime_serde::re::humantime::format_rfc3339_seconds;
 use serde_json::{Map, Value};
 
@@ -34,10 +34,10 @@ pub(super) enum Sessions {
 #[derive(Args)]
 pub(super) struct List {
     /// The tenant.
-    #[arg(long)]
+    #[arg(long, value_parser = tenant)]
     tenant: String,
     /// The customer number.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = customer)]
     customer: String,
     #[command(flatten)]
     gateway: RunningGateway,
@@ -48,13 +48,13 @@ pub(super) struct List {
 #[command(group = clap::ArgGroup::new("which").required(true))]
 pub(super) struct Revoke {
     /// The tenant.
-    #[arg(long, required_unless_present = "session")]
+    #[arg(long, required_unless_present = "session", value_parser = tenant)]
     tenant: Option<String>,
     /// All sessions of this customer number.
-    #[arg(long, value_name = "ID", group = "which")]
+    #[arg(long, value_name = "ID", group = "which", value_parser = customer)]
     customer: Option<String>,
     /// The session of this label, as `list` and the logs show it.
-    #[arg(long, value_name = "LABEL", group = "which")]
+    #[arg(long, value_name = "LABEL", group = "which", value_parser = label)]
     session: Option<String>,
     /// All sessions of the tenant, visitors' too.
     #[arg(long, group = "which")]
@@ -91,6 +91,20 @@ pub(super) fn run(command: &Sessions, environment: HashMap<String, String>) -> R
             gateway.show(Question { body: Some(Value::Object(revoke.wish())), ..question }, ended)
         }
     }
+}
+
+fn tenant(text: &str) -> Result<String, &'static str> {
+    let fits = TenantId::parse(text).is_some();
+    fits.then(|| text.to_owned()).ok_or("expected 3 to 16 lowercase letters and digits, letter first")
+}
+
+fn customer(text: &str) -> Result<String, &'static str> {
+    (1..=256).contains(&text.len()).then(|| text.to_owned()).ok_or("expected a customer number")
+}
+
+fn label(text: &str) -> Result<String, &'static str> {
+    let fits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    fits.then(|| text.to_owned()).ok_or("expected 16 hexadecimal digits, as `list` and the logs show them")
 }
 
 impl Revoke {
@@ -142,7 +156,12 @@ fn read_token(file: &PathBuf) -> Result<Secret, Failure> {
 
 fn refused(status: u16, answer: &Value) -> String {
     let code = plain(answer["code"].as_str().unwrap_or("no problem document"));
-    let message = plain(answer["message"].as_str().unwrap_or("Is this an admin listener?"));
+    // Where a token is configured an admin listener knows the paths; a storefronts' listener takes them for a tenant's.
+    let message = match &*code {
+        "unknown_route" => "it has no admin.token, or this is not its admin listener".to_owned(),
+        "unknown_tenant" => "it serves no such tenant, or this is not its admin listener".to_owned(),
+        _ => plain(answer["message"].as_str().unwrap_or("Is this an admin listener?")),
+    };
     format!("the gateway answered {status} ({code}): {message}")
 }
 

@@ -411,7 +411,13 @@ async fn the_program_lists_and_ends_sessions_of_a_gateway_that_runs() {
 async fn the_program_says_with_its_exit_code_who_is_to_blame() {
     let world = guarded().start().await;
     let john = world.customer().await;
-    let usage: [&[&str]; 5] = [
+    let long = "1".repeat(257);
+    let usage: [&[&str]; 10] = [
+        &["revoke", "--session", "nothex"],
+        &["revoke", "--session", "0123456789ABCDEF"],
+        &["revoke", "--tenant", "no", "--all"],
+        &["revoke", "--tenant", "acme", "--customer", &long],
+        &["list", "--tenant", "Acme", "--customer", JOHN],
         &["revoke", "--all"],
         &["revoke", "--tenant", "acme"],
         &["revoke", "--tenant", "acme", "--all", "--customer", JOHN],
@@ -432,6 +438,9 @@ async fn the_program_says_with_its_exit_code_who_is_to_blame() {
     let (code, _, errors) = said(&program(&world, &["revoke", "--session", "0123456789abcdef"], Some(TOKEN)));
     assert!(code == 69 && errors.contains("unknown_session"), "{code} {errors}");
     assert_eq!(rights(&world, 0, &john.tokens.access).await, JOHN);
+    let open = World::new().await;
+    let (code, _, errors) = said(&program(&open, &all, Some(TOKEN)));
+    assert!(code == 69 && errors.contains("it has no admin.token"), "{code} {errors}");
 
     let nobody = crate::world::free_port();
     let config = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
