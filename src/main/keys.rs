@@ -12,8 +12,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use emporix_gateway::clock::{Clock, SystemClock};
-use emporix_gateway::config::{self, Config, Secret};
-use humantime_serde::re::humantime::{format_duration, format_rfc3339_seconds};
+use emporix_gateway::config::{self, Config, Secret, span_text};
+use humantime_serde::re::humantime::format_rfc3339_seconds;
 
 use super::{FAULTY, Failure, UNAVAILABLE};
 
@@ -42,8 +42,10 @@ pub(super) fn run(Keys::Rotate(rotate): &Keys, environment: HashMap<String, Stri
     let key = new_key().map_err(|error| (UNAVAILABLE, format!("no random bytes: {error}")))?;
     match &rotate.write {
         Some(folder) => {
-            let id = free_id(&config, |id| file_of(folder, id).exists());
-            let file = file_of(folder, &id);
+            // A gateway may be started elsewhere.
+            let folder = std::path::absolute(folder).map_err(|error| (UNAVAILABLE, format!("--write: {error}")))?;
+            let id = free_id(&config, |id| file_of(&folder, id).exists());
+            let file = file_of(&folder, &id);
             write(&file, &key).map_err(|error| (UNAVAILABLE, format!("{}: {error}", file.display())))?;
             Ok(steps(&config, &id, &format!("secret_file: '{}'", file.display())))
         }
@@ -111,7 +113,7 @@ fn steps(config: &Config, id: &str, secret: &str) -> String {
     line(&format!("      - id: '{id}'"));
     line(&format!("        {secret}"));
     if !seal.keys.is_empty() {
-        let absolute = format_duration(config.session.absolute);
+        let absolute = span_text(config.session.absolute);
         line(&format!(
             "# 2. Then seal with it: `active: '{id}'` in every replica. Records that are met are sealed anew."
         ));

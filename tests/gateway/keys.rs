@@ -39,14 +39,18 @@ async fn a_fleet_moves_to_a_new_key_in_three_steps_and_every_session_lives() {
     let mut world = World::builder().redis().start().await;
     let before = world.customer().await;
     let fleet = Fleet::new();
-    let folder = fleet.folder.path().to_str().unwrap();
-    let (code, shown, failed) = fleet.rotate(&["--write", folder]).await;
+    // As seen from where the program runs.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let up = root.ancestors().skip(1).map(|_| "..").collect::<Vec<_>>().join("/");
+    let folder = format!("{up}{}", fleet.folder.path().display());
+    let (code, shown, failed) = fleet.rotate(&["--write", &folder]).await;
     assert_eq!((code, failed.as_str()), (Some(0), ""));
     let section: Value = serde_saphyr::from_str(&shown).unwrap();
     let seal = &section["store"]["seal"];
     let (id, file) = (seal["keys"][1]["id"].as_str().unwrap(), seal["keys"][1]["secret_file"].as_str().unwrap());
+    assert!(file.starts_with('/'), "{file}");
     assert_eq!((&seal["active"], &seal["keys"][0]["id"]), (&json!("test"), &json!("test")));
-    assert!(shown.contains(&format!("active: '{id}'")) && shown.contains("(session.absolute)"), "{shown}");
+    assert!(shown.contains(&format!("active: '{id}'")) && shown.contains("Then, 90d (session.absolute)"), "{shown}");
     let secret = std::fs::read_to_string(file).unwrap();
     assert!(!shown.contains(secret.trim()) && !shown.contains(FIRST), "{shown}");
     assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
