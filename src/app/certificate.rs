@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use pingora::listeners::tls::TlsSettings;
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -138,7 +138,18 @@ pub(super) fn shown_chain(section: &TlsSection) -> Result<Vec<CertificateDer<'st
 
 /// Its key.
 pub(super) fn private_key(section: &TlsSection) -> Result<PrivateKeyDer<'static>, Unusable> {
-    PrivateKeyDer::from_pem_file(&section.key_file).map_err(|error| (KEY, said_of(&section.key_file, error)))
+    let file = &section.key_file;
+    PrivateKeyDer::from_pem_file(file).map_err(|error| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let why = match error {
+            _ if ["BEGIN ENCRYPTED", ",ENCRYPTED"].iter().any(|mark| text.contains(mark)) => {
+                said_of(file, "the private key in it is encrypted, and cannot be read")
+            }
+            pem::Error::NoItemsFound => said_of(file, "no private key in it"),
+            error => said_of(file, error),
+        };
+        (KEY, why)
+    })
 }
 
 /// The authorities of the section.

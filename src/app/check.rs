@@ -1,16 +1,19 @@
 //! What of a configuration can only be known by building with it: routes, certificates, addresses, files.
 //! Finds all of it at once, and opens no socket.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::parse_x509_certificate;
 
 use super::certificate::{CERTIFICATE, KEY, Unusable, client_roots, private_key, said_of, shown_chain};
+use super::doors::open_to_others;
 use super::install_cryptography;
 use crate::clock::Timestamp;
-use crate::config::{Config, Finding, StoreKind, TlsSection};
+use crate::config::{Config, Finding, ForeignBearerMode, ForeignBearerSection, StoreKind, TlsSection};
 use crate::edge::Gateway;
+use crate::identity::keys::is_key_set;
 use crate::store::redis::RedisStore;
 
 /// Everything that cannot be used, and what had better be looked at.
@@ -25,16 +28,36 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
         let faults = RedisStore::check(&config.store.redis).into_iter();
         found.extend(faults.map(|(key, message)| Finding::fault(format!("store.redis.{key}"), message)));
     }
+    let others = config.listen.upgrade_socket.as_deref().and_then(open_to_others);
+    found.extend(
+        others.map(|others| Finding::warning("listen.upgrade_socket", format!("--upgrade refuses it: {others}"))),
+    );
     for (tenant, section) in &config.tenants {
-        let unreadable =
-            section.saas_token.jwks_file.as_deref().and_then(|file| std::fs::read(file).err().map(|e| (file, e)));
-        if let Some((file, error)) = unreadable {
-            // It is read when the first token comes, and may be there by then.
-            let key = format!("tenants.{tenant}.saas_token.jwks_file");
-            found.push(Finding::warning(key, said_of(file, error)));
-        }
+        let warnings = [
+            ("saas_token.jwks_file", section.saas_token.jwks_file.as_deref().and_then(without_keys)),
+            ("foreign_bearer.until", over(&section.foreign_bearer, now)),
+        ];
+        let told = warnings.into_iter().filter_map(|(key, why)| Some((key, why?)));
+        found.extend(told.map(|(key, why)| Finding::warning(format!("tenants.{tenant}.{key}"), why)));
     }
     found
+}
+
+/// Says what is wrong with a key set. It is read when the first token comes, and may be there by then.
+fn without_keys(file: &Path) -> Option<String> {
+    match std::fs::read(file) {
+        Ok(text) if is_key_set(&text) => None,
+        Ok(_) => Some(said_of(file, "no key set with keys that can be used")),
+        Err(error) => Some(said_of(file, error)),
+    }
+}
+
+/// Says that nothing is adopted any more.
+fn over(section: &ForeignBearerSection, now: Timestamp) -> Option<String> {
+    let now = UNIX_EPOCH + Duration::from_millis(now.millis());
+    let adopts = section.mode == ForeignBearerMode::Adopt;
+    let is_over = adopts && section.until.is_some_and(|until| until <= now);
+    is_over.then(|| "is over: nothing is adopted any more, and what was adopted works on".to_owned())
 }
 
 /// Reads what a section's listener will, and finds all that is wrong there.

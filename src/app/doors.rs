@@ -134,11 +134,8 @@ pub(super) fn listener(address: SocketAddr) -> ListenerConfig {
 pub(super) fn arrival(listen: &ListenSection) -> Result<PathBuf, StartError> {
     let socket = listen.upgrade_socket.clone();
     let socket = socket.ok_or_else(|| StartError::Config("listen.upgrade_socket: needed by --upgrade".to_owned()))?;
-    let folder = socket.parent().unwrap_or_else(|| Path::new("."));
-    // Whoever can connect to the socket can take the listeners.
-    if std::fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o077 != 0) {
-        let others = format!("listen.upgrade_socket: others may enter {} (chmod 700 it)", folder.display());
-        return Err(StartError::Config(others));
+    if let Some(others) = open_to_others(&socket) {
+        return Err(StartError::Config(format!("listen.upgrade_socket: {others}")));
     }
     // One that nobody cleared away is in the way of nothing.
     let _ = std::fs::remove_file(&socket);
@@ -146,4 +143,11 @@ pub(super) fn arrival(listen: &ListenSection) -> Result<PathBuf, StartError> {
         StartError::Unavailable(format!("listen.upgrade_socket: cannot listen at {}: {error}", socket.display()))
     })?;
     Ok(socket)
+}
+
+/// Who else may enter the folder of `socket`: whoever can connect to it can take the listeners.
+pub(super) fn open_to_others(socket: &Path) -> Option<String> {
+    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let open = std::fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o077 != 0);
+    open.then(|| format!("others may enter {} (chmod 700 it)", folder.display()))
 }

@@ -6,12 +6,13 @@ use serde_json::Value;
 use super::{Config, TenantSection};
 use crate::session::TenantId;
 
-/// `message` in the configuration's own words, with a hint where it is about something unknown. A value in the place of
+/// `message` in the configuration's own words, with a hint where it is about something unknown; `files` are keys that the
+/// section takes beside those that the message names. A value in the place of
 /// another kind is not repeated: where a section with secrets belongs, it may be one.
-pub(super) fn told(message: String) -> String {
+pub(super) fn told(message: String, files: impl Iterator<Item = String>) -> String {
     match message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")) {
         Some((found, expected)) => format!("expected {}, found {}", wanted(expected), kind(found)),
-        None => hinted(message),
+        None => hinted(message, files),
     }
 }
 
@@ -40,14 +41,16 @@ fn kind(found: &str) -> &'static str {
     }
 }
 
-fn hinted(message: String) -> String {
+fn hinted(message: String, files: impl Iterator<Item = String>) -> String {
     let Some(rest) = ["unknown field `", "unknown variant `"].iter().find_map(|start| message.strip_prefix(start))
     else {
         return message;
     };
     let mut words = rest.split('`').step_by(2);
     let Some(unknown) = words.next() else { return message };
-    let meant = nearest(unknown, rest.split('`').skip(2).step_by(2)).map(str::to_owned);
+    let files: Vec<String> = files.filter(|_| message.starts_with("unknown field")).collect();
+    let known = rest.split('`').skip(2).step_by(2).chain(files.iter().map(String::as_str));
+    let meant = nearest(unknown, known).map(str::to_owned);
     let meant = meant.or_else(|| message.starts_with("unknown field").then(|| elsewhere(unknown)).flatten());
     match meant {
         Some(meant) => format!("{message}; did you mean `{meant}`?"),
@@ -101,12 +104,13 @@ mod tests {
             ("unknown field `base_url`, expected one of `listen`, `upstream`", Some("`upstream.base_url`?")),
             ("unknown field `client_id`, expected one of `listen`", Some("`tenants.<tenant>.client_id`?")),
             ("unknown field `connect_timeout`, expected one of `listen`", None),
+            ("unknown field `token_flie`, expected `listen` or `token`", Some("`token_file`?")),
             ("unknown field `colour`, expected one of `public`, `threads`", None),
             ("unknown variant `mongo`, expected `memory` or `redis`", None),
             ("unknown field ``", None),
             ("unknown field `", None),
         ] {
-            let hinted = hinted(message.to_owned());
+            let hinted = hinted(message.to_owned(), std::iter::once("token_file".to_owned()));
             assert_eq!(hinted.split_once("; did you mean ").map(|(_, hint)| hint), expected, "{message}");
             assert!(hinted.starts_with(message));
         }
@@ -126,7 +130,7 @@ mod tests {
             ("invalid type: null, expected a string", "expected a text, found nothing"),
             ("invalid type: boolean `true`, expected f64", "expected a number, found true or false"),
         ] {
-            assert_eq!(told(message.to_owned()), expected);
+            assert_eq!(told(message.to_owned(), std::iter::empty()), expected);
         }
     }
 }

@@ -67,11 +67,18 @@ impl Fault {
     }
 }
 
-/// All that is wrong with a configuration.
+/// All that is wrong with a configuration, in the order of its lines.
 #[derive(Debug)]
 pub struct Faults {
     file: String,
     faults: Vec<Fault>,
+}
+
+impl Faults {
+    fn of(file: String, mut faults: Vec<Fault>) -> Self {
+        faults.sort_by(|one, other| one.origin.cmp(&other.origin));
+        Self { file, faults }
+    }
 }
 
 impl fmt::Display for Faults {
@@ -165,8 +172,9 @@ impl Reading {
         let found = self.config.as_ref().map(judge).unwrap_or_default();
         let (warnings, faults): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.is_warning);
         self.add(faults.into_iter());
-        let faults = warnings.into_iter().map(|warning| self.placed(warning)).map(|fault| vec![fault]);
-        faults.map(|faults| Faults { file: self.file.clone(), faults }.to_string()).collect()
+        let warnings = warnings.into_iter().map(|warning| self.placed(warning)).collect();
+        let warnings = Faults::of(self.file.clone(), warnings).faults.into_iter();
+        warnings.map(|fault| Faults { file: self.file.clone(), faults: vec![fault] }.to_string()).collect()
     }
 
     /// The configuration.
@@ -176,7 +184,7 @@ impl Reading {
     pub fn accepted(self) -> Result<Config, Faults> {
         match self.config {
             Some(config) if self.faults.is_empty() => Ok(config),
-            _ => Err(Faults { file: self.file, faults: self.faults }),
+            _ => Err(Faults::of(self.file, self.faults)),
         }
     }
 
@@ -238,14 +246,22 @@ fn read_secret_files(tree: &mut Tree) -> (Vec<Fault>, Vec<PathBuf>) {
     let named: Vec<Vec<String>> = tree.origins.keys().filter(|path| is_secret_file(path)).cloned().collect();
     for path in named {
         let origin = tree.origin(&path);
+        let mut target = path.clone();
+        let Some(key) = target.last_mut() else { continue };
+        key.truncate(key.len() - "_file".len());
+        let rival = rival(tree, &target, origin.as_ref());
+        if rival == Rival::Contradicts {
+            let message = format!("stands beside `{}`: expected one of both", target.join("."));
+            faults.push(Fault::at(origin.clone(), &path.join("."), message));
+        }
+        if rival != Rival::None {
+            tree.remove(&path);
+            continue;
+        }
         let Some(Value::String(file)) = tree.remove(&path) else { continue };
         files.push(PathBuf::from(&file));
         match std::fs::read_to_string(&file) {
             Ok(text) => {
-                let mut target = path.clone();
-                if let Some(key) = target.last_mut() {
-                    key.truncate(key.len() - "_file".len());
-                }
                 tree.set(&target, Value::String(text.trim_end().to_owned()), Origin::Environment(file));
                 if let Some(origin) = origin {
                     tree.origins.insert(target, origin);
@@ -257,18 +273,38 @@ fn read_secret_files(tree: &mut Tree) -> (Vec<Fault>, Vec<PathBuf>) {
     (faults, files)
 }
 
+/// What stands where the content of a file is to stand.
+#[derive(PartialEq, Eq)]
+enum Rival {
+    None,
+    /// It comes from the environment, which wins over what the configuration's file says.
+    Wins,
+    Contradicts,
+}
+
+fn rival(tree: &Tree, target: &[String], origin: Option<&Origin>) -> Rival {
+    let is_environment = |origin: Option<&Origin>| matches!(origin, Some(Origin::Environment(_)));
+    let Some(known) = tree.origins.get(target).filter(|_| tree.holds(target)) else { return Rival::None };
+    match (is_environment(Some(known)), is_environment(origin)) {
+        (true, false) => Rival::Wins,
+        (false, true) => Rival::None,
+        _ => Rival::Contradicts,
+    }
+}
+
 fn is_secret_file(path: &[String]) -> bool {
-    SECRET_PATHS.iter().any(|pattern| {
-        let pattern: Vec<&str> = pattern.split('.').collect();
-        pattern.len() == path.len()
-            && pattern.iter().zip(path).enumerate().all(|(index, (expected, segment))| {
-                let last = index + 1 == pattern.len();
-                if last {
-                    segment.strip_suffix("_file") == Some(*expected)
-                } else {
-                    *expected == "*" || expected == segment
-                }
-            })
+    path.last().is_some_and(|key| secret_files_beside(path).any(|known| known == *key))
+}
+
+/// The keys that name files of secrets in the section of `path`.
+fn secret_files_beside(path: &[String]) -> impl Iterator<Item = String> {
+    let section = path.split_last().map_or(path, |(_, section)| section);
+    SECRET_PATHS.iter().filter_map(move |pattern| {
+        let (place, key) = pattern.rsplit_once('.')?;
+        let place: Vec<&str> = place.split('.').collect();
+        let fits = place.len() == section.len()
+            && place.iter().zip(section).all(|(expected, segment)| *expected == "*" || expected == segment);
+        fits.then(|| format!("{key}_file"))
     })
 }
 
@@ -281,7 +317,7 @@ fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
             Err(error) => error,
         };
         let mut path: Vec<String> = segments(error.path());
-        let message = hint::told(error.inner().to_string());
+        let message = hint::told(error.inner().to_string(), secret_files_beside(&path));
         let fault = Fault::at(tree.origin(&path), &path.join("."), message);
         if faults.iter().any(|known| known.key == fault.key) {
             // An item whose place in its sequence cannot be empty: the sequence goes.
@@ -487,6 +523,29 @@ mod tests {
         let printed = serde_saphyr::to_string(&config).unwrap();
         assert!(!printed.contains("hush-hush") && !format!("{config:?}").contains("hush-hush"));
         assert!(faults_of(&text.replace("passphrase", "missing")).contains("cannot read"));
+    }
+
+    #[test]
+    fn a_secret_stands_in_one_place_and_the_environments_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "the-token-of-the-file\n").unwrap();
+        let parsed = |admin: &str, environment: &[(&str, &str)]| {
+            let text = format!("tenants:\n  acme:\n    client_id: x\nadmin: {{{admin}}}\n");
+            let environment =
+                environment.iter().map(|(key, value)| (format!("{ENVIRONMENT_PREFIX}{key}"), (*value).to_owned()));
+            let token = parse("f", &text, environment).map(|config| config.admin.token.unwrap().expose().to_owned());
+            token.map_err(|faults| faults.to_string())
+        };
+        let (plain, file) = ("token: the-token-of-the-yaml", file.display().to_string());
+        let in_file = format!("token_file: {file}");
+        let both = parsed(&format!("{plain}, {in_file}"), &[]).unwrap_err();
+        assert_eq!(both, "f:4:39: admin.token_file: stands beside `admin.token`: expected one of both");
+        let environment = [("ADMIN__TOKEN", "the-token-of-the-environment")];
+        assert_eq!(parsed(&in_file, &environment).as_deref(), Ok("the-token-of-the-environment"));
+        assert_eq!(parsed(plain, &[("ADMIN__TOKEN_FILE", &*file)]).as_deref(), Ok("the-token-of-the-file"));
+        let both = parsed("", &[environment[0], ("ADMIN__TOKEN_FILE", &*file)]).unwrap_err();
+        assert!(both.ends_with("expected one of both"), "{both}");
     }
 
     #[test]

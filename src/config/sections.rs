@@ -74,6 +74,7 @@ pub struct ListenSection {
     /// Where a gateway that is started with `--upgrade` takes the listeners over; a socket in a folder of its own.
     pub upgrade_socket: Option<PathBuf>,
     /// Proxy threads.
+    #[schemars(range(min = 1))]
     pub threads: usize,
     /// Whether the threads share one scheduler. Without, a connection stays on its thread: less CPU per request.
     pub work_stealing: bool,

@@ -8,8 +8,8 @@ use serde_saphyr::granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
 use super::Fault;
 
-/// Where a value came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a value came from; in the order in which faults are said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
     /// A place in the file; both from 1.
     File { line: usize, column: usize },
@@ -92,6 +92,16 @@ impl Tree {
             Value::Array(items) => items.get_mut(last.parse::<usize>().ok()?).map(Value::take),
             _ => None,
         }
+    }
+
+    /// Whether something stands at `path`.
+    pub(super) fn holds(&self, path: &[String]) -> bool {
+        let found = path.iter().try_fold(&self.root, |place, segment| match place {
+            Value::Object(mapping) => mapping.get(segment),
+            Value::Array(items) => items.get(segment.parse::<usize>().ok()?),
+            _ => None,
+        });
+        found.is_some_and(|value| !value.is_null())
     }
 
     /// The origin of `path`, or of the nearest thing around it.

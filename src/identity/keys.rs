@@ -189,6 +189,12 @@ impl KeySet {
     }
 }
 
+/// Whether a key set has keys that can be used.
+#[must_use]
+pub fn is_key_set(body: &[u8]) -> bool {
+    parse_set(body).is_some_and(|keys| !keys.is_empty())
+}
+
 /// The usable signature keys of a set, by id. A key that is not understood does not spoil the others.
 fn parse_set(body: &[u8]) -> Option<HashMap<String, KnownKey>> {
     let set: Value = serde_json::from_slice(body).ok()?;

@@ -1,5 +1,6 @@
 //! `check-config` on real files: everything that is wrong is said at once, each in one line with its place.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::errands::{program, said};
@@ -60,21 +61,20 @@ fn everything_that_is_wrong_is_said_at_once_with_its_line() {
     );
     let (code, lines) = folder.check(&text);
     assert_eq!(code, Some(64), "{lines:#?}");
-    for expected in [
-        "2:3: listen.trheads: unknown field `trheads`",
-        "did you mean `threads`?",
-        "5:5: listen.tls.key_file: ",
-        "this key does not belong to the certificate of ",
-        "10:7: tenants.acme.webhook.secret_file: cannot read /nowhere/webhook",
-        "14:5: store.redis.url: expected redis://",
-        "15:5: store.redis.ca_file: /nowhere/ca: ",
-        "19:5: routes.2: missing field `path`",
-        "11:1: store.seal.active: ",
-    ] {
-        assert!(lines.iter().any(|line| line.contains(expected)), "{expected} in {lines:#?}");
-    }
+    let expected = [
+        ("2:3: listen.trheads: unknown field `trheads`", "did you mean `threads`?"),
+        ("5:5: listen.tls.key_file: ", "this key does not belong to the certificate of "),
+        ("10:7: tenants.acme.webhook.secret_file: cannot read /nowhere/webhook", ""),
+        ("11:1: store.seal.active: ", ""),
+        ("14:5: store.redis.url: expected redis://", ""),
+        ("15:5: store.redis.ca_file: /nowhere/ca: ", ""),
+        ("19:5: routes.2: missing field `path`", ""),
+    ];
     assert!(!lines.concat().contains("hush-hush"), "{lines:#?}");
-    assert_eq!(lines.len(), 7, "{lines:#?}");
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, (start, part)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start) && line.contains(part), "{start} {part} in {lines:#?}");
+    }
 }
 
 #[test]
@@ -97,6 +97,10 @@ fn a_certificate_that_cannot_be_used_is_a_fault_and_one_that_is_over_a_warning()
     let over = folder.certificate("over", 2021);
     let empty = folder.file("empty.pem", "");
     let broken = folder.file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let encrypted = folder.file("encrypted.pem", encrypted);
+    let older = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    let older = folder.file("older.pem", older);
     let missing = Path::new("/nowhere.pem");
     let check = |pair| folder.check(&Folder::tls(pair));
     assert_eq!(check([&good[0], &good[1]]), (Some(0), vec![" ok".to_owned()]));
@@ -104,19 +108,61 @@ fn a_certificate_that_cannot_be_used_is_a_fault_and_one_that_is_over_a_warning()
     assert_eq!(code, Some(0));
     assert!(lines[0].starts_with("warning: 4:5: listen.tls.certificate_file: "), "{lines:?}");
     assert!(lines[0].contains("over.crt: expired Jan  1") && lines[1] == " ok", "{lines:?}");
-    for (pair, key) in [
-        ([missing, missing], &["certificate_file", "key_file"][..]),
-        ([&*empty, &*good[1]], &["certificate_file"]),
-        ([&*broken, &*good[1]], &["certificate_file"]),
-        ([&*good[0], &*empty], &["key_file"]),
-        ([&*good[0], &*broken], &["key_file"]),
-        ([&*good[0], &*over[1]], &["key_file"]),
+    for (pair, told) in [
+        ([missing, missing], &[("certificate_file", ""), ("key_file", "")][..]),
+        ([&*empty, &*good[1]], &[("certificate_file", "no certificate in it")]),
+        ([&*broken, &*good[1]], &[("certificate_file", "")]),
+        ([&*good[0], &*empty], &[("key_file", "no private key in it")]),
+        ([&*good[0], &*broken], &[("key_file", "no private key in it")]),
+        ([&*good[0], &*encrypted], &[("key_file", "the private key in it is encrypted")]),
+        ([&*good[0], &*older], &[("key_file", "the private key in it is encrypted")]),
+        ([&*good[1], &*good[0]], &[("certificate_file", "no certificate in it"), ("key_file", "no private key in it")]),
+        ([&*good[0], &*over[1]], &[("key_file", "this key does not belong to")]),
     ] {
         let (code, lines) = check(pair);
-        assert_eq!((code, lines.len()), (Some(64), key.len()), "{lines:?}");
-        for (line, key) in lines.iter().zip(key) {
-            assert!(line.contains(&format!("listen.tls.{key}: {}", "/")), "{key}: {line}");
+        assert_eq!((code, lines.len()), (Some(64), told.len()), "{lines:?}");
+        for (line, (key, why)) in lines.iter().zip(told) {
+            assert!(line.contains(&format!("listen.tls.{key}: /")) && line.contains(why), "{key}: {line}");
         }
+    }
+}
+
+#[test]
+fn what_can_be_served_and_had_better_be_looked_at_is_a_warning() {
+    let folder = Folder::new();
+    let private = folder.0.path().join("private");
+    std::fs::DirBuilder::new().mode(0o700).create(&private).unwrap();
+    let socket = |folder: &Path| format!("listen: {{upgrade_socket: {}/upgrade.sock}}\n", folder.display());
+    let set = |name: &str, text: &str| {
+        format!("saas_token: {{mode: jwks, jwks_file: {}}}", folder.file(name, text).display())
+    };
+    let until = |mode: &str, until: &str| format!("foreign_bearer: {{mode: {mode}, until: '{until}'}}");
+    let keys = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": "a", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let unusable = "2:28: tenants.acme.saas_token.jwks_file: ";
+    for (section, listen, warning) in [
+        (set("keys", keys), "", ""),
+        (set("garbage", "garbage"), "", unusable),
+        (set("none", r#"{"keys": []}"#), "", unusable),
+        (
+            "saas_token: {mode: jwks, jwks_file: /nowhere/keys}".to_owned(),
+            "",
+            "2:28: tenants.acme.saas_token.jwks_file: /nowhere/keys: ",
+        ),
+        (until("adopt", "2099-01-01T00:00:00Z"), "", ""),
+        (until("adopt", "2020-01-01T00:00:00Z"), "", "2:33: tenants.acme.foreign_bearer.until: is over: "),
+        (until("refuse", "2020-01-01T00:00:00Z"), "", ""),
+        (String::new(), &*socket(&private), ""),
+        (
+            String::new(),
+            &*socket(Path::new("/tmp")),
+            "4:10: listen.upgrade_socket: --upgrade refuses it: others may enter /tmp",
+        ),
+    ] {
+        let (code, lines) = folder.check(&format!("tenants: {{acme: {{client_id: x,\n  {section}\n}}}}\n{listen}"));
+        assert_eq!(code, Some(0), "{lines:#?}");
+        let (warnings, last) = lines.split_at(lines.len() - 1);
+        assert_eq!((last, warnings.len()), (&[" ok".to_owned()][..], usize::from(!warning.is_empty())), "{lines:#?}");
+        assert!(warnings.iter().all(|line| line.starts_with(&format!("warning: {warning}"))), "{warning}: {lines:#?}");
     }
 }
 

@@ -110,6 +110,7 @@ fn what_the_program_refuses_does_not_fit_the_schema() {
     for text in [
         "colour: red",
         "listen: {colour: red}",
+        "listen: {threads: 0}",
         "store: {kind: mongo}",
         "tenants: {acme: {client_id: x, password_file: f}}",
         "tenants: {Acme: {client_id: x}}",
