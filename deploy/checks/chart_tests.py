@@ -1,6 +1,7 @@
 """What the chart promises, one sentence a test. A test takes `made`, which renders values and checks what comes out."""
 
 from checks.chart import refusal, storefront, with_files
+from checks.configurations import ROOT
 from checks.documents import at
 
 SINGLE = {"config": {"tenants": {"acme": {"client_id": "key"}}}}
@@ -286,6 +287,17 @@ def alerts_and_dashboards_are_taken_as_they_are_where_there_are_any(made):
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
     with with_files() as chart:
         assert kinds(made(values, chart=chart)) == kinds(made(SINGLE))
+
+
+def every_alert_leads_to_its_runbook_where_those_are_published(made):
+    for base, told in [({}, "docs/runbooks/"), *[({"runbookBaseUrl": f"https://wiki.example.com/a%20b{slash}"},
+                                                  "https://wiki.example.com/a%20b/") for slash in ("", "/")]]:
+        rules = [rule for group in at(the(made({**SINGLE, "prometheusRule": {"enabled": True, **base}}), "PrometheusRule"),
+                                      "spec.groups") for rule in group["rules"] if "alert" in rule]
+        assert rules
+        for url in [rule["annotations"]["runbook_url"] for rule in rules]:
+            assert url.startswith(told) and (ROOT / "docs/runbooks" / url.removeprefix(told)).is_file(), url
+    assert "runbookBaseUrl" in refusal({**SINGLE, "prometheusRule": {"runbookBaseUrl": "two words"}})
 
 
 def names_stay_short_and_apart(made):
