@@ -60,9 +60,10 @@ def spray(stage: Stage) -> None:
         stage.sign_in(f"nobody-{attempt}@example.com", "guessed1", address="203.0.113.9")
 
 
-def concrete(query: str) -> str:
+def concrete(query: str, namespace: str = ".*") -> str:
     """The query with Grafana's variables replaced."""
-    for name, value in {"$instance": ".*", "$__rate_interval": "10s", "$__range": f"{SECONDS}s"}.items():
+    for name, value in {"$namespace": namespace, "$instance": ".*", "$__rate_interval": "10s",
+                        "$__range": f"{SECONDS}s"}.items():
         query = query.replace(name, value)
     return query
 
@@ -76,6 +77,8 @@ def answered(stage: Stage, panel: dict) -> list:
             answer = stage.told("query_range", query=query, start=now - SECONDS, end=now, step=1)
         else:
             answer = stage.told("query", query=query)
+        if stage.query(concrete(target["expr"], namespace="elsewhere")):
+            fault(f"{panel['title']}: shows another namespace than the chosen one: {query}")
         if answer["status"] != "success":
             fault(f"{panel['title']}: {answer['error']}: {query}")
             continue

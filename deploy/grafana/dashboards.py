@@ -37,11 +37,16 @@ def quantile(q: float, timer: str, by: str = "", match: str = "") -> str:
 
 
 def of(metric: str, match: str = "") -> str:
-    return metric + "{" + ",".join(filter(None, ['instance=~"$instance"', match])) + "}"
+    return metric + "{" + ",".join(filter(None, ['namespace=~"$namespace"', 'instance=~"$instance"', match])) + "}"
 
 
 def share(metric: str, part: str, whole: str = "", window: str = "$__rate_interval") -> str:
     return f"sum(rate({of(metric, part)}[{window}])) / sum(rate({of(metric, whole)}[{window}]))"
+
+
+def spent(window: str) -> str:
+    """How many times faster than in 30 days the error budget is spent. Recorded of each namespace, not of its replicas."""
+    return f'max(gateway:failures:ratio_rate{window}{{namespace=~"$namespace"}}) / 0.001'
 
 
 def breakers(match: str, by: str) -> str:
@@ -66,8 +71,7 @@ OVERVIEW = [
           "reqps", {"{{route}}": rate("gateway_requests_total", "route", 'outcome=~"(server|upstream)_error"')}, width=12),
     Panel("Speed at which the error budget is spent",
           "1 spends it in exactly 30 days. Over 14.4 in the last hour pages, over 6 in six hours is a ticket.", "short",
-          {"5 m": "max(gateway:failures:ratio_rate5m) / 0.001", "1 h": "max(gateway:failures:ratio_rate1h) / 0.001",
-           "6 h": "max(gateway:failures:ratio_rate6h) / 0.001"}, width=12),
+          {"5 m": spent("5m"), "1 h": spent("1h"), "6 h": spent("6h")}, width=12),
     Panel("Duration of API requests", "Whole requests, and how much of it the API took until its head.", "s",
           {"p99": quantile(0.99, "gateway_request_seconds", match=API),
            "p99 of the API": quantile(0.99, "gateway_upstream_seconds", match=API),
@@ -182,12 +186,18 @@ def drawn(number: int, panel: Panel) -> dict:
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []}, "targets": targets}
 
 
+def choice(name: str, label: str, series: str) -> dict:
+    """A variable with the values of a label; all of them, at first, and then also what has no such label."""
+    return {"name": name, "label": label, "type": "query", "datasource": SOURCE, "refresh": 2, "multi": True,
+            "query": f"label_values({series}, {name})", "includeAll": True, "allValue": ".*",
+            "current": {"text": "All", "value": "$__all"}}
+
+
 def dashboard(name: str, title: str, panels: list[Panel]) -> dict:
     variables = [
         {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
-        {"name": "instance", "label": "Replica", "type": "query", "datasource": SOURCE, "refresh": 2, "multi": True,
-         "query": "label_values(gateway_build_info, instance)", "includeAll": True, "allValue": ".*",
-         "current": {"text": "All", "value": "$__all"}},
+        choice("namespace", "Namespace", "gateway_build_info"),
+        choice("instance", "Replica", 'gateway_build_info{namespace=~"$namespace"}'),
     ]
     others = {"title": "Emporix gateway", "type": "dashboards", "tags": ["emporix-gateway"], "keepTime": True}
     return {"uid": f"emporix-gateway-{name}", "title": title, "tags": ["emporix-gateway"], "schemaVersion": 38,
