@@ -18,6 +18,7 @@ test: tools servers proxies observers
 	@$(BUILT) $(MAKE) --no-print-directory deploy-check
 	@$(BUILT) python3 deploy/grafana/check.py
 	@echo 'Left to `make faults`: load under faults for 120 s (here 15), 500 timed logouts held to p99 < 50 ms (here 40, p90 < 250 ms), 5000 model cases (here 800).'
+	@echo 'Left to `make game-day`, 5 minutes and in no run of CI: every alert fires when what it watches breaks, and ends. To `make guard`: instructions of a request, and the release that the size of the image is taken of. To `make bench measure`: the figures of docs/PERFORMANCE.md.'
 
 # Everything there is to prove, at full size. The guard builds the release whose size is checked under deploy/.
 test-all: check guard test faults game-day
