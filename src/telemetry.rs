@@ -4,19 +4,24 @@ mod labels;
 mod openmetrics;
 mod otlp;
 mod process;
+mod strangers;
 mod table;
 mod tally;
 pub mod trace;
 
 use std::io;
 
+use tracing_subscriber::filter::FilterExt;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 pub use labels::*;
 pub use otlp::Exporter;
+pub use strangers::{FailedHandshakes, Seldom};
 pub use table::Metrics;
 pub use tally::{Census, CounterGrid, Counters, Gauges, Timers};
+
+use strangers::Handshakes;
 
 use crate::config::{LogFormat, LogLevel, LogSection};
 
@@ -58,6 +63,7 @@ where
         LogFormat::Json => tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
         LogFormat::Text => tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(io::Error::other)?;
+    let layer = layer.with_filter(filter.and(Handshakes));
+    tracing_subscriber::registry().with(layer).try_init().map_err(io::Error::other)?;
     Ok(LogLevels(levels))
 }

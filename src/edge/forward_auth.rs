@@ -23,11 +23,13 @@ use crate::broker::Permit;
 use crate::config::routes::{OnSuccess, RouteLimit};
 use crate::error::GatewayError;
 use crate::session::Scope;
-use crate::telemetry::{Dialect, Verdict};
+use crate::telemetry::{Dialect, Seldom, Verdict};
 
 const SESSION_ID: HeaderName = HeaderName::from_static("x-emporix-session-id");
 const CUSTOMER_ID: HeaderName = HeaderName::from_static("x-emporix-customer-id");
 const ENVOY_REMOVES: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
+
+static STRANGERS: Seldom = Seldom::new("a verdict was asked by a peer that is not in forward_auth.trusted_peers");
 
 /// The forward-auth listener's application.
 #[derive(Clone)]
@@ -48,7 +50,7 @@ impl Gateway {
         let asked_at = Instant::now();
         let head = http.req_header();
         if !self.trusts_peer_of(http) {
-            tracing::warn!("a verdict was asked by a peer that is not in forward_auth.trusted_peers");
+            STRANGERS.warn();
             return Answer::problem(&GatewayError::Denied);
         }
         let Some(dialect) = dialect(head) else { return Answer::problem(&GatewayError::UnknownRoute) };

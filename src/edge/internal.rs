@@ -12,7 +12,9 @@ use super::target::Target;
 use super::{Ended, Gateway, Visit, check_framing, check_size};
 use crate::config::Secret;
 use crate::error::GatewayError;
-use crate::telemetry::{Decision, RouteClass};
+use crate::telemetry::{Decision, RouteClass, Seldom};
+
+static STRANGERS: Seldom = Seldom::new("the internal listener was asked without its token");
 
 /// Who may call.
 pub(super) struct Callers {
@@ -46,7 +48,7 @@ impl Gateway {
         let head = http.req_header();
         check_size(&head.headers, self.limits_section.head_bytes)?;
         if !self.callers.include(&head.headers) {
-            tracing::warn!("the internal listener was asked without its token");
+            STRANGERS.warn();
             self.metrics.auth.count(Decision::Stranger);
             return Err(GatewayError::InternalTokenRequired);
         }

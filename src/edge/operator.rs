@@ -15,11 +15,14 @@ use crate::broker::{Broker, Revocation};
 use crate::config::Secret;
 use crate::error::GatewayError;
 use crate::session::{SessionLabel, TenantId};
+use crate::telemetry::Seldom;
 
 /// Bounds on what an operator sends.
 const MOST_BODY_BYTES: usize = 4_096;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_CUSTOMER_BYTES: usize = 256;
+
+static STRANGERS: Seldom = Seldom::new("the operators' API was asked without its token");
 
 /// Sessions, for operators.
 #[derive(Clone)]
@@ -49,7 +52,7 @@ impl Sessions {
     pub(super) async fn answer(&self, http: &mut ServerSession) -> Answer {
         let head = http.req_header();
         if !self.key.opens(&head.headers) {
-            tracing::warn!("the operators' API was asked without its token");
+            STRANGERS.warn();
             return bearer::wanted(Answer::problem(&GatewayError::AdminTokenRequired));
         }
         let answer = match (head.method.as_str(), head.uri.path()) {

@@ -12,6 +12,7 @@ use super::labels::{
 };
 use super::openmetrics::openmetrics;
 use super::process::Process;
+use super::strangers::FailedHandshakes;
 use super::tally::{CounterGrid, Counters, Gauges, Kind, Timers};
 use super::trace::Context;
 
@@ -86,6 +87,8 @@ table! {
     configuration_refused: IntGauge = "gateway_config_refused";
     /// When the certificate that a listener shows ends, in seconds since 1970; 0 where it has none.
     certificate_expires: Gauges<Certified> = "gateway_certificate_expires_timestamp_seconds" ["listener"];
+    /// TLS and HTTP/2 handshakes that failed: of scanners, of health checks, of who refuses the certificate.
+    handshakes_failed: FailedHandshakes = "gateway_handshakes_failed_total";
     /// Requests refused for their rate.
     rate_limited: Counters<Limited> = "gateway_rate_limited_total" ["limit"];
     /// Events that Emporix delivered.

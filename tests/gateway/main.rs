@@ -47,6 +47,7 @@ mod steps;
 mod stopping;
 mod store_contract;
 mod story;
+mod strangers;
 mod streaming;
 mod tls;
 mod token_routes;
