@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from checks import alerts, chart, chart_tests, configurations, documents, image, ingresses, machine, ports
+from checks import alerts, chart, chart_tests, configurations, documents, image, ingresses, machine, ports, selectors
 from checks.configurations import ROOT
 from checks.documents import at
 
@@ -33,6 +33,7 @@ class Check:
         for document in rendered:
             self.documents += 1
             self.fault(where, documents.faults(document))
+        self.fault(where, selectors.faults(rendered))
         mounted = [mount["mountPath"] for pod in rendered for mount in gateway_mounts(pod)]
         for document in rendered:
             if text := at(document, "data") and document["data"].get("config.yaml"):
