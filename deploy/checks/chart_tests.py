@@ -212,7 +212,33 @@ def an_http_route_sends_its_hosts_to_the_public_port(made):
     wanted = {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["shop.example.com"]}
     route = the(made({**SINGLE, "httpRoute": wanted, "service": {"port": 8000}}), "HTTPRoute")
     assert at(route, "spec.parentRefs") == wanted["parentRefs"] and at(route, "spec.hostnames") == wanted["hostnames"]
-    assert at(route, "spec.rules") == [{"backendRefs": [{"name": "emporix-gateway", "port": 8000}]}]
+    (rule,) = at(route, "spec.rules")
+    assert rule["backendRefs"] == [{"name": "emporix-gateway", "port": 8000}]
+    # Streams and large answers take as long as they take; some gateways cut everything at 15 s of their own.
+    assert rule["timeouts"] == {"request": "0s"}
+    for timeouts, told in (({"request": "60s", "backendRequest": "30s"}, {"request": "60s", "backendRequest": "30s"}), (None, None)):
+        route = the(made({**SINGLE, "httpRoute": {**wanted, "timeouts": timeouts}}), "HTTPRoute")
+        assert at(route, "spec.rules.0.timeouts") == told
+    assert "don't meet" in refusal({**SINGLE, "httpRoute": {**wanted, "timeouts": {"request": 0}}})
+
+
+def a_route_to_a_tls_port_says_whose_certificate_is_there(made):
+    tls = {"tls": {"existingSecret": "shop-tls"}}
+    route = {"enabled": True, "parentRefs": [{"name": "public"}]}
+    told = {**route, "backendTls": {"hostname": "shop.example.com", "caConfigMap": "shop-ca"}}
+    assert "httpRoute.backendTls.hostname is needed" in refusal({**SINGLE, **tls, "httpRoute": route})
+    assert "httpRoute.backendTls.hostname is needed" in refusal({**SINGLE, "httpRoute": told})
+    documents = made({**SINGLE, **tls, "httpRoute": told})
+    policy, service = the(documents, "BackendTLSPolicy"), the(documents, "Service")
+    (target,) = at(policy, "spec.targetRefs")
+    assert target == {"group": "", "kind": "Service", "name": "emporix-gateway", "sectionName": "https"}
+    assert at(service, "spec.ports.0.name") == "https"
+    assert at(policy, "spec.validation") == {
+        "hostname": "shop.example.com", "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "shop-ca"}]}
+    system = {**route, "backendTls": {"hostname": "shop.example.com"}}
+    assert at(the(made({**SINGLE, **tls, "httpRoute": system}), "BackendTLSPolicy"), "spec.validation") == {
+        "hostname": "shop.example.com", "wellKnownCACertificates": "System"}
+    assert "BackendTLSPolicy" not in kinds(made({**SINGLE, "httpRoute": route}))
 
 
 def a_disruption_budget_counts_the_replicas(made):

@@ -10,6 +10,7 @@ RELEASES = ("1.30", "1.37")
 # Fields that must be there, of kinds that are no part of Kubernetes.
 SHAPES = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): ["spec.parentRefs.0.name", "spec.rules.0.backendRefs.0.port"],
+    ("gateway.networking.k8s.io/v1", "BackendTLSPolicy"): ["spec.targetRefs.0.name", "spec.validation.hostname"],
     ("monitoring.coreos.com/v1", "ServiceMonitor"): ["spec.selector.matchLabels", "spec.endpoints.0.port"],
     ("monitoring.coreos.com/v1", "PodMonitor"): ["spec.selector.matchLabels", "spec.podMetricsEndpoints.0.port"],
     ("monitoring.coreos.com/v1", "PrometheusRule"): ["spec.groups.0.name", "spec.groups.0.rules.0.expr"],

@@ -50,6 +50,12 @@
 {{- fail "forwardAuth needs service.type: ClusterIP. Its port must not be everybody's." -}}
 {{- end -}}
 
+{{- with .Values.httpRoute -}}
+{{- if and .enabled (ne (empty $.Values.tls.existingSecret) (empty .backendTls.hostname)) -}}
+{{- fail "httpRoute.backendTls.hostname is needed with tls.existingSecret, and only there: it is who the certificate names." -}}
+{{- end -}}
+{{- end -}}
+
 {{- if and (eq .Values.mode "sidecar") .Values.podMonitor.enabled (not .Values.podMonitor.matchLabels) -}}
 {{- fail "podMonitor.matchLabels: in sidecar mode the pods are another chart's; name their labels." -}}
 {{- end -}}
