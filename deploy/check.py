@@ -35,9 +35,8 @@ class Check:
             self.fault(where, documents.faults(document))
         self.fault(where, selectors.faults(rendered))
         mounted = [mount["mountPath"] for pod in rendered for mount in gateway_mounts(pod)]
-        for document in rendered:
-            if text := at(document, "data") and document["data"].get("config.yaml"):
-                self.configuration(where, text, lambda path: str(Path(path).parent) in mounted)
+        for text in configuration_texts(rendered):
+            self.configuration(where, text, lambda path: str(Path(path).parent) in mounted)
         return rendered
 
     def configuration(self, where, text, holds):
@@ -47,6 +46,10 @@ class Check:
     def rendered(self, where, values, **how):
         self.charts += 1
         return self.examine(where, chart.render(values, **how))
+
+
+def configuration_texts(rendered):
+    return [document["data"]["config.yaml"] for document in rendered if "config.yaml" in (at(document, "data") or {})]
 
 
 def gateway_mounts(document):
@@ -59,7 +62,10 @@ def examples(check):
     for file in sorted((DEPLOY / "helm/examples").glob("*.yaml")):
         values = yaml.safe_load(file.read_text())
         check.fault(file.name, chart.lint(values))
-        check.rendered(file.name, values)
+        rendered = check.rendered(file.name, values)
+        (text,) = configuration_texts(rendered)
+        if "forward_auth:" in text or any(each["kind"] in ("Ingress", "HTTPRoute") for each in rendered):
+            check.fault(file.name, configurations.proxy_faults(text))
     program = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
     if yaml.safe_load((chart.CHART / "Chart.yaml").read_text())["appVersion"] != program:
         check.fault("Chart.yaml", [f"appVersion is the program's version, {program}"])
@@ -81,13 +87,17 @@ def manifests(check):
         check.fault(folder.name, [built.stderr.strip()] if built.returncode else [])
         rendered = check.examine(folder.name, list(yaml.safe_load_all(built.stdout)))
         check.fault(folder.name, ports.faults(rendered))
+        for text in configuration_texts(rendered):
+            check.fault(folder.name, configurations.proxy_faults(text))
     for file in sorted((DEPLOY / "kubernetes-ingress").glob("*.yaml")):
         check.fault(file.name, ingresses.faults(file, check.examine(file.name, list(yaml.safe_load_all(file.read_text())))))
 
 
 def machines(check):
-    check.configuration("compose", (DEPLOY / "compose/config.yaml").read_text(), machine.mounted_secret)
-    check.configuration("systemd", (DEPLOY / "systemd/config.yaml").read_text(), machine.credential)
+    for where, holds in (("compose", machine.mounted_secret), ("systemd", machine.credential)):
+        text = (DEPLOY / where / "config.yaml").read_text()
+        check.configuration(where, text, holds)
+        check.fault(where, configurations.proxy_faults(text))
     check.fault("compose", machine.composition_faults())
     check.fault("redis users", machine.redis_faults())
     unit = machine.unit_faults()

@@ -8,6 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 BINARY = Path(os.environ.get("GATEWAY_BINARY", ROOT / "target/debug/emporix-gateway"))
 
@@ -29,6 +31,12 @@ def faults(text, holds):
         answer = subprocess.run([BINARY, "check-config", "--config", file], capture_output=True, text=True, env={})
     told = [line for line in answer.stderr.replace(folder, "").splitlines() if line.strip()]
     return found + ([" · ".join(told)] if answer.returncode else [])
+
+
+def proxy_faults(text):
+    """Behind a proxy whose word does not count, every client has the proxy's address, and all share one rate."""
+    trusted = (yaml.safe_load(text).get("listen") or {}).get("trusted_proxies")
+    return [] if trusted else ["listen.trusted_proxies names nobody: all clients share one rate"]
 
 
 def content(key):
