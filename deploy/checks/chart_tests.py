@@ -162,6 +162,30 @@ def visitors_get_sessions_by_verdicts_where_that_is_wanted(made):
     assert "visitors: true" in config_text(made({**SINGLE, "forwardAuth": {"enabled": True, "visitors": True}}))
 
 
+def a_load_balancer_may_keep_clients_addresses(made):
+    values = {**SINGLE, "service": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}}
+    assert at(the(made(values), "Service"), "spec.externalTrafficPolicy") == "Local"
+    assert "externalTrafficPolicy" not in the(made(SINGLE), "Service")["spec"]
+    told = refusal({**SINGLE, "service": {"externalTrafficPolicy": "Local"}})
+    assert "service.externalTrafficPolicy needs service.type: LoadBalancer or NodePort" in told
+
+
+def listeners_and_services_are_of_the_clusters_address_families(made):
+    listening = {"forwardAuth": {"enabled": True}, "internal": {"enabled": True},
+                 **with_config(internal={"token_file": "/run/secrets/gateway/internal-token"})}
+    families = {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]}
+    documents = made({**listening, "service": families})
+    services = [each["spec"] for each in documents if each["kind"] == "Service"]
+    assert len(services) == 3 and all(families.items() <= spec.items() for spec in services)
+    # `[::]` takes IPv4 too.
+    text = config_text(documents)
+    assert text.count("'[::]:") == 4 and " 0.0.0.0" not in text
+    documents = made({**listening, "service": {"ipFamilies": ["IPv4"]}})
+    assert config_text(documents).count(" 0.0.0.0:") == 4
+    for wrong in ({"ipFamilyPolicy": "DualStack"}, {"ipFamilies": ["IPv5"]}):
+        assert "don't meet" in refusal({**SINGLE, "service": wrong})
+
+
 def verdicts_are_not_for_everybody(made):
     told = refusal({**SINGLE, "forwardAuth": {"enabled": True}, "service": {"type": "LoadBalancer"}})
     assert "forwardAuth needs service.type: ClusterIP" in told

@@ -39,20 +39,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "emporix-gateway.config" -}}
-{{- $listen := dict "public" (printf "0.0.0.0:%d" (int .Values.ports.public)) -}}
+{{/* `[::]` takes IPv4 too. */}}
+{{- $any := ternary "[::]" "0.0.0.0" (has "IPv6" .Values.service.ipFamilies) -}}
+{{- $listen := dict "public" (printf "%s:%d" $any (int .Values.ports.public)) -}}
 {{- if .Values.tls.existingSecret -}}
 {{- $_ := set $listen "tls" (include "emporix-gateway.certificate" "/run/secrets/tls" | fromYaml) -}}
 {{- end -}}
-{{- $own := dict "listen" $listen "admin" (dict "listen" (printf "0.0.0.0:%d" (int .Values.ports.admin))) -}}
+{{- $own := dict "listen" $listen "admin" (dict "listen" (printf "%s:%d" $any (int .Values.ports.admin))) -}}
 {{- with .Values.forwardAuth -}}
 {{- if .enabled -}}
-{{- $address := printf "0.0.0.0:%d" (int .port) -}}
+{{- $address := printf "%s:%d" $any (int .port) -}}
 {{- $_ := set $own "forward_auth" (dict "listen" $address "trusted_peers" .trustedPeers "visitors" .visitors) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.internal -}}
 {{- if .enabled -}}
-{{- $internal := dict "listen" (printf "0.0.0.0:%d" (int .port)) -}}
+{{- $internal := dict "listen" (printf "%s:%d" $any (int .port)) -}}
 {{- if .tls.existingSecret -}}
 {{- $_ := set $internal "tls" (include "emporix-gateway.certificate" "/run/secrets/internal-tls" | fromYaml) -}}
 {{- end -}}
@@ -60,6 +62,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- mustMergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
+{{- end }}
+
+{{/* What every Service says of addresses. */}}
+{{- define "emporix-gateway.families" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* The files of a mounted Secret of type kubernetes.io/tls, as a `tls` section names them. */}}

@@ -50,6 +50,10 @@
 {{- fail "forwardAuth needs service.type: ClusterIP. Its port must not be everybody's." -}}
 {{- end -}}
 
+{{- if and .Values.service.externalTrafficPolicy (eq .Values.service.type "ClusterIP") -}}
+{{- fail "service.externalTrafficPolicy needs service.type: LoadBalancer or NodePort." -}}
+{{- end -}}
+
 {{- with .Values.httpRoute -}}
 {{- if and .enabled (ne (empty $.Values.tls.existingSecret) (empty .backendTls.hostname)) -}}
 {{- fail "httpRoute.backendTls.hostname is needed with tls.existingSecret, and only there: it is who the certificate names." -}}
