@@ -22,8 +22,11 @@
 {{- $secrets = append $secrets (printf "tenants.%s.services.%s.client_secret" $tenant $service) -}}
 {{- end -}}
 {{- end -}}
-{{- if contains "@" (dig "store" "redis" "url" "" $config) -}}
-{{- $secrets = append $secrets "store.redis.url" -}}
+{{/* Addresses are secrets where they name a user. */}}
+{{- range $key := list "store.redis.url" "traces.otlp_endpoint" -}}
+{{- if contains "@" (include "emporix-gateway.at" (dict "config" $config "key" $key)) -}}
+{{- $secrets = append $secrets $key -}}
+{{- end -}}
 {{- end -}}
 {{- range $key := $secrets -}}
 {{- if include "emporix-gateway.at" (dict "config" $config "key" $key) -}}
