@@ -281,6 +281,12 @@ def a_disruption_budget_counts_the_replicas(made):
     budget = the(documents, "PodDisruptionBudget")
     assert at(budget, "spec.selector") == at(the(documents, "Deployment"), "spec.selector")
     assert at(budget, "spec.maxUnavailable") == 1
+    # Without Redis every replica is unready, and nodes are drained all the same.
+    assert at(budget, "spec.unhealthyPodEvictionPolicy") == "AlwaysAllow"
+    for none in (0, "0", "0%"):
+        assert "don't meet" in refusal({**SINGLE, "podDisruptionBudget": {"maxUnavailable": none}}), none
+    assert at(the(made({**SINGLE, "podDisruptionBudget": {"maxUnavailable": "50%"}}), "PodDisruptionBudget"),
+              "spec.maxUnavailable") == "50%"
 
 
 def resources_are_the_containers(made):
@@ -316,13 +322,31 @@ def the_network_policy_tells_the_ports_apart(made):
     assert public == {"ports": [{"port": "public"}]}
     assert at(admin, "from.0.namespaceSelector.matchLabels") == {"kubernetes.io/metadata.name": "monitoring"}
     assert at(verdicts, "from.0.namespaceSelector.matchLabels") == {"kubernetes.io/metadata.name": "ingress-nginx"}
-    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 443, 6379, 26379]
+    assert outward(spec) == [53, 53, 443, 6379, 26379]
+
+
+def what_the_configuration_names_can_be_reached(made):
+    open_to = {"networkPolicy": {"enabled": True}}
+    keys = {"acme": {"client_id": "key", "saas_token": {"mode": "jwks", "jwks_url": "https://keys.example.com:8443/set"}}}
+    named = {"upstream": {"base_url": "http://proxy.shop"}, "traces": {"otlp_endpoint": "http://[fd00::1]:4318/v1/traces"},
+             "tenants": keys, "store": {**REDIS, "redis": {"url": "rediss://redis:6380"}}}
+    spec = the(made({**with_config(**named), **open_to}), "NetworkPolicy")["spec"]
+    assert outward(spec) == [53, 53, 443, 80, 4318, 8443, 6379, 26379, 6380]
+    nodes = {"topology": "cluster", "nodes": ["redis://a:7000", "redis://b:7001", "redis://c"]}
+    spec = the(made({**with_config(store={**REDIS, "redis": nodes}), **open_to}), "NetworkPolicy")["spec"]
+    assert outward(spec) == [53, 53, 443, 6379, 26379, 7000, 7001]
+
+
+def outward(policy):
+    return [port["port"] for rule in policy["egress"] for port in rule["ports"]]
 
 
 def the_autoscaler_alone_counts_replicas(made):
     documents = made({**with_config(store=REDIS), "autoscaling": {"enabled": True}})
     assert at(the(documents, "Deployment"), "spec.replicas") is None
     assert at(the(documents, "HorizontalPodAutoscaler"), "spec.scaleTargetRef.name") == "emporix-gateway"
+    turned = {"autoscaling": {"enabled": True, "minReplicas": 7}}
+    assert "autoscaling.minReplicas is over autoscaling.maxReplicas" in refusal({**with_config(store=REDIS), **turned})
 
 
 def monitors_look_at_the_operators_port_once(made):
@@ -381,6 +405,7 @@ def a_sidecar_stands_in_another_charts_pod(made):
     pod = at(the(documents, "Deployment", "storefront"), "spec.template.spec")
     sidecar = at(pod, "initContainers.0")
     assert sidecar["name"] == "gateway" and sidecar["restartPolicy"] == "Always"
+    assert pod["terminationGracePeriodSeconds"] == 45
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in sidecar["volumeMounts"]} == set(volumes)
     named = at(volumes["gateway-config"], "configMap.name")

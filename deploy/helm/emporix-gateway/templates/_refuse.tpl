@@ -8,6 +8,10 @@
 {{- fail (printf "%d replicas need config.store.kind: redis. In memory each has sessions of its own." $replicas) -}}
 {{- end -}}
 
+{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- fail "autoscaling.minReplicas is over autoscaling.maxReplicas." -}}
+{{- end -}}
+
 {{- range $key := list "listen.public" "listen.tls" "admin.listen" "forward_auth" "internal.listen" -}}
 {{- if include "emporix-gateway.at" (dict "config" $config "key" $key) -}}
 {{- fail (printf "config.%s is the chart's: set ports, tls.existingSecret, forwardAuth or internal instead." $key) -}}
