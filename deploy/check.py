@@ -63,6 +63,7 @@ def examples(check):
         values = yaml.safe_load(file.read_text())
         check.fault(file.name, chart.lint(values))
         rendered = check.rendered(file.name, values)
+        check.fault(file.name, ingresses.small_bodies(rendered))
         (text,) = configuration_texts(rendered)
         if "forward_auth:" in text or any(each["kind"] in ("Ingress", "HTTPRoute") for each in rendered):
             check.fault(file.name, configurations.proxy_faults(text))
@@ -90,7 +91,8 @@ def manifests(check):
         for text in configuration_texts(rendered):
             check.fault(folder.name, configurations.proxy_faults(text))
     for file in sorted((DEPLOY / "kubernetes-ingress").glob("*.yaml")):
-        check.fault(file.name, ingresses.faults(file, check.examine(file.name, list(yaml.safe_load_all(file.read_text())))))
+        rendered = check.examine(file.name, list(yaml.safe_load_all(file.read_text())))
+        check.fault(file.name, [*ingresses.faults(file, rendered), *ingresses.small_bodies(rendered)])
 
 
 def machines(check):

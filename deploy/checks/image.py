@@ -9,8 +9,9 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from checks import configurations
+from checks import chart, configurations, ports
 from checks.configurations import ROOT
+from checks.documents import at
 
 MOST_BYTES = 25_000_000
 
@@ -18,7 +19,8 @@ MOST_BYTES = 25_000_000
 def faults():
     """What is wrong with the Dockerfile and with what it is built from."""
     instructions = read(ROOT / "deploy/docker/Dockerfile")
-    return stages(instructions) + user(instructions) + commands(instructions) + context(instructions)
+    return (stages(instructions) + user(instructions) + exposed(instructions) + commands(instructions)
+            + context(instructions))
 
 
 def read(file):
@@ -48,6 +50,14 @@ def user(instructions):
     last = [arguments for name, arguments in instructions if name == "USER"][-1:]
     fit = last and re.fullmatch(r"[1-9]\d*:[1-9]\d*", last[0])
     return [] if fit else ["Dockerfile: USER is a number that is not 0, so that Kubernetes can see that it is not root"]
+
+
+def exposed(instructions):
+    """The ports that the image tells of are those of the chart."""
+    (pod,) = [each for each in chart.render(ports.EVERYTHING) if each["kind"] == "Deployment"]
+    opened = sorted(port["containerPort"] for port in at(pod, "spec.template.spec.containers.0.ports"))
+    told = sorted(int(port) for name, arguments in instructions if name == "EXPOSE" for port in arguments.split())
+    return [] if told == opened else [f"Dockerfile: EXPOSE is {told}, where the chart opens {opened}"]
 
 
 def commands(instructions):

@@ -57,6 +57,16 @@ def faults(file, documents):
             + [f"{header} is not exposed to pages of another origin" for header in unsaid])
 
 
+def small_bodies(documents):
+    """Ingresses of nginx that let less through to the gateway than it takes: 1 MiB where they say nothing."""
+    taken = yaml.safe_load((ROOT / "config/gateway.yaml").read_text())["limits"]["api_body_bytes"]
+    for each in documents:
+        if at(each, "spec.ingressClassName") == "nginx" and '"emporix-gateway"' in json.dumps(each["spec"]):
+            size = (at(each, "metadata.annotations") or {}).get("nginx.ingress.kubernetes.io/proxy-body-size", "1m")
+            if int(size.removesuffix("m")) << 20 < taken:
+                yield f"{at(each, 'metadata.name')}: bodies over {size} are refused, and the gateway takes {taken} bytes"
+
+
 def header_lists(node, path="", within=""):
     """Every list of Gateway API's filters of headers, in Envoy Gateway's policies too, and how long it is."""
     steps = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()

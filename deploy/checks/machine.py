@@ -63,6 +63,11 @@ def composition_faults():
         found += [f"{name}: {kind} has no {what}" for kind, what in used if what not in whole[kind]]
         if not re.search(r":[\w.-]*\d", service["image"]):
             found.append(f"{name}: the image names no version")
+    admin = yaml.safe_load((DEPLOY / "compose/config.yaml").read_text()).get("admin", {}).get("listen", "127.0.0.1:9090")
+    if admin.startswith("127."):
+        found.append(f"gateway: admin.listen is {admin}, where no other service, as Prometheus, reaches it")
+    published = [port for port in whole["services"]["gateway"]["ports"] if port.endswith(":" + admin.split(":")[-1])]
+    found += [f"gateway: the operators' port is published: {port}" for port in published]
     files = [config["file"] for config in whole["configs"].values() if "file" in config]
     return found + [f"{file} is not there" for file in files if not (DEPLOY / "compose" / file).exists()]
 
