@@ -5,22 +5,26 @@ use std::process::Command;
 
 use crate::world::World;
 
-/// Runs what a page tells to try, from its first block to its last, in one shell.
+const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs what a page tells to try, in the way and against the gateway that README.md names.
 async fn tried(page: &str) {
-    let adopting = World::builder().set("TENANTS__ACME__FOREIGN_BEARER__MODE", "adopt");
-    let world = adopting.set("TENANTS__ACME__FOREIGN_BEARER__UNTIL", "2099-01-01T00:00:00Z").start().await;
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/how-to").join(page);
-    let text = std::fs::read_to_string(file).unwrap();
-    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let script: String = blocks.filter(|block| block.trim_start().starts_with("# Try it")).collect();
-    assert!(script.contains("test "), "{page} tells nothing to try");
+    let how = std::fs::read_to_string(format!("{FOLDER}/docs/how-to/README.md")).unwrap();
+    let told = how.lines().filter_map(|line| line.strip_prefix("export EMPORIX_GATEWAY__")?.split_once('='));
+    let configured =
+        told.fold(World::builder(), |builder, (key, value)| builder.set(key, value.split_whitespace().next().unwrap()));
+    let world = configured.start().await;
+    let text = std::fs::read_to_string(format!("{FOLDER}/docs/how-to/{page}")).unwrap();
+    assert!(text.contains("# Try it") && text.contains("test "), "{page} tells nothing to try");
     let [gateway, emporix] =
         [world.gateway().public, world.simulator.address].map(|address| format!("http://{address}"));
     let program = Path::new(env!("CARGO_BIN_EXE_emporix-gateway")).parent().unwrap();
-    let script = format!("PATH='{}':$PATH\n{script}", program.display());
+    let trying = how.lines().find(|line| line.starts_with("try()")).unwrap();
+    let script = format!("PATH='{}':$PATH\n{trying}\ntry {page}", program.display());
     let run = move || {
         let mut command = Command::new("bash");
-        command.args(["-euc", &script]).env("GATEWAY", gateway).env("EMPORIX", emporix).output().unwrap()
+        command.current_dir(FOLDER).args(["-euc", &script]).env("GATEWAY", gateway).env("EMPORIX", emporix);
+        command.output().unwrap()
     };
     let tried = tokio::task::spawn_blocking(run).await.unwrap();
     assert!(tried.status.success(), "{page}: {}", String::from_utf8_lossy(&tried.stderr));
