@@ -32,6 +32,12 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     found.extend(
         others.map(|others| Finding::warning("listen.upgrade_socket", format!("--upgrade refuses it: {others}"))),
     );
+    let trusting = [
+        ("listen.trusted_proxies", &config.listen.trusted_proxies, "every client chooses its address"),
+        ("forward_auth.trusted_peers", &config.forward_auth.trusted_peers, "whoever reaches it is told real tokens"),
+    ];
+    let trusting = trusting.into_iter().filter(|(_, networks, _)| networks.iter().any(|net| net.prefix_len() == 0));
+    found.extend(trusting.map(|(key, _, so)| Finding::warning(key, format!("trusts everybody: {so}"))));
     for (tenant, section) in &config.tenants {
         let warnings = [
             ("saas_token.jwks_file", section.saas_token.jwks_file.as_deref().and_then(without_keys)),

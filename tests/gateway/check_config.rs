@@ -157,6 +157,16 @@ fn what_can_be_served_and_had_better_be_looked_at_is_a_warning() {
             &*socket(Path::new("/tmp")),
             "4:10: listen.upgrade_socket: --upgrade refuses it: others may enter /tmp",
         ),
+        (
+            String::new(),
+            "listen: {trusted_proxies: [10.0.0.0/8, '::/0']}\n",
+            "4:10: listen.trusted_proxies: trusts everybody: ",
+        ),
+        (
+            String::new(),
+            "forward_auth: {trusted_peers: [0.0.0.0/0]}\n",
+            "4:16: forward_auth.trusted_peers: trusts everybody: ",
+        ),
     ] {
         let (code, lines) = folder.check(&format!("tenants: {{acme: {{client_id: x,\n  {section}\n}}}}\n{listen}"));
         assert_eq!(code, Some(0), "{lines:#?}");
