@@ -189,14 +189,14 @@ impl Gateway {
 
     /// The client's address: the connection's, or what proxies that are trusted, or among `peers`, say of it.
     pub(super) fn client_address(&self, http: &ServerSession, peers: &[IpNet]) -> Option<IpAddr> {
-        let peer = http.client_addr()?.as_inet()?.ip();
+        let peer = peer_of(http)?;
         let trusted = |address: &IpAddr| self.trusted_proxies.iter().chain(peers).any(|net| net.contains(address));
         if !trusted(&peer) {
             return Some(peer);
         }
         let forwarded = http.req_header().headers.get_all("x-forwarded-for").iter().rev();
         let named = forwarded.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(','));
-        let named = named.map_while(|address| address.trim().parse::<IpAddr>().ok());
+        let named = named.map_while(|address| Some(address.trim().parse::<IpAddr>().ok()?.to_canonical()));
         let mut last = peer;
         for address in named {
             last = address;
@@ -206,4 +206,9 @@ impl Gateway {
         }
         Some(last)
     }
+}
+
+/// Who speaks on this connection: an IPv4 address also where the listener is on `[::]`, which sees it as `::ffff:…`.
+pub(super) fn peer_of(http: &ServerSession) -> Option<IpAddr> {
+    Some(http.client_addr()?.as_inet()?.ip().to_canonical())
 }
