@@ -1,7 +1,9 @@
 //! Configuration that changes while the gateway runs: on SIGHUP, and when one of its files changes.
 //! All of it takes effect or none: a configuration with a fault leaves the old one in place, and says where the fault is.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -82,28 +84,26 @@ impl Reload {
         let mut files = files_of(&reload.source.file, &reload.holds);
         let last = state_of(&files).await;
         let read_at = UNIX_EPOCH + Duration::from_millis(reload.source.read_at.millis());
-        let before = |state: &FileState| state.filter(|(changed_at, ..)| *changed_at < read_at);
-        let mut looks = Looks { read: last.iter().map(before).collect(), last, since_read: 0 };
+        let mut read = last.clone();
+        read.retain(|_, state| state.is_none_or(|(changed_at, ..)| changed_at < read_at));
+        let mut looks = Looks { read, last, since_read: 0 };
         loop {
             let told = tokio::select! {
                 _ = hangups.recv() => true,
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
             let Some(due) = looks.due(state_of(&files).await, told, reload.refused.is_some()) else { continue };
-            // Files are read: nothing that has to go on may wait for them.
+            // Files are read: nothing that has to go on may wait for them. What is waited for fails with the process alone.
             let Ok(read) = spawn_blocking(move || reload.reload(due)).await else { return };
             reload = read;
-            let named = files_of(&reload.source.file, &reload.holds);
-            if named != files {
-                files = named;
-                let read = state_of(&files).await;
-                looks = Looks { last: read.clone(), read, since_read: 0 };
-            }
+            // One that is named for the first time was read, and not looked at before: it is read once more.
+            files = files_of(&reload.source.file, &reload.holds);
         }
     }
 
     fn reload(mut self, due: Due) -> Self {
-        match self.apply() {
+        let applied = catch_unwind(AssertUnwindSafe(|| self.apply()));
+        match applied.unwrap_or_else(|_| Err("the gateway failed at it, which is a fault of its own".to_owned())) {
             Ok(restart) => {
                 self.refused = None;
                 self.metrics.reloads.count(Reloaded::Applied);
@@ -185,18 +185,19 @@ enum Due {
 /// What was seen of the files.
 struct Looks {
     /// As they were when they were read.
-    read: Vec<FileState>,
-    last: Vec<FileState>,
+    read: FileStates,
+    last: FileStates,
     since_read: u32,
 }
 
 impl Looks {
     /// Whether the files are to be read, as they are `now`.
-    fn due(&mut self, now: Vec<FileState>, told: bool, refused: bool) -> Option<Due> {
+    fn due(&mut self, now: FileStates, told: bool, refused: bool) -> Option<Due> {
         self.since_read = self.since_read.saturating_add(1);
         // Files that belong together are not written at once: they have to have come to rest.
         let at_rest = now == self.last;
-        let due = if told || (at_rest && now != self.read) {
+        let is_read = now.iter().all(|(file, state)| self.read.get(file) == Some(state));
+        let due = if told || (at_rest && !is_read) {
             Some(Due::News)
         } else {
             (at_rest && refused && self.since_read >= LOOKS_BETWEEN_TRIES).then_some(Due::Again)
@@ -220,11 +221,13 @@ fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
 /// What is told of a file without reading it.
 type FileState = Option<(SystemTime, u64, u64)>;
 
-async fn state_of(files: &[PathBuf]) -> Vec<FileState> {
-    let mut states = Vec::new();
+type FileStates = BTreeMap<PathBuf, FileState>;
+
+async fn state_of(files: &[PathBuf]) -> FileStates {
+    let mut states = FileStates::new();
     for file in files {
         let known = tokio::fs::metadata(file).await.ok();
-        states.push(known.and_then(|known| Some((known.modified().ok()?, known.len(), known.ino()))));
+        states.insert(file.clone(), known.and_then(|known| Some((known.modified().ok()?, known.len(), known.ino()))));
     }
     states
 }
@@ -278,8 +281,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 mod tests {
     use super::*;
 
-    fn files(length: u64) -> Vec<FileState> {
-        vec![Some((UNIX_EPOCH, length, 1))]
+    fn files(length: u64) -> FileStates {
+        [("file".into(), Some((UNIX_EPOCH, length, 1)))].into()
     }
 
     fn seen(length: u64) -> Looks {
@@ -297,29 +300,41 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_not_looked_at_before_it_was_read_is_read_once_more() {
+        let (mut looks, mut named) = (seen(1), files(1));
+        named.insert("named for the first time".into(), Some((UNIX_EPOCH, 1, 2)));
+        let mut due = |files: &FileStates| looks.due(files.clone(), false, false);
+        assert_eq!([(); 4].map(|()| due(&named)), [None, Some(Due::News), None, None]);
+        assert_eq!([(); 2].map(|()| due(&files(1))), [None; 2], "one that is named no more is no news");
+    }
+
+    #[test]
     fn a_refusal_is_told_once_however_often_it_is_tried_again() {
         let mut config = Config::default();
         for listen in [&mut config.listen.public, &mut config.admin.listen] {
             *listen = ([127, 0, 0, 1], 0).into();
         }
         let app = App::new(&config, Arc::new(crate::clock::SystemClock)).unwrap();
-        let faults = std::sync::Mutex::new(vec!["b", "b", "a", "a", "a"]);
+        let faults = std::sync::Mutex::new(vec!["b", "b", "", "a", "a", "a"]);
         let source = Source {
             file: PathBuf::new(),
             read_at: Timestamp::from_seconds(0),
-            load: Box::new(move || Err(faults.lock().unwrap().pop().unwrap().to_owned())),
+            load: Box::new(move || {
+                let fault = faults.lock().unwrap().pop().unwrap();
+                if fault.is_empty() { panic!("a fault of the gateway's own") } else { Err(fault.to_owned()) }
+            }),
             log_at: Box::new(|_| {}),
         };
         let mut reload = Reload::new(&app, source);
         let mut told = Vec::new();
-        for due in [Due::News, Due::Again, Due::News, Due::Again, Due::Again] {
+        for due in [Due::News, Due::Again, Due::News, Due::News, Due::Again, Due::Again] {
             reload = reload.reload(due);
             let text = String::from_utf8(reload.metrics.render()).unwrap();
             let line =
                 text.lines().find_map(|line| line.strip_prefix(r#"gateway_config_reloads_total{outcome="refused"} "#));
             told.push(line.unwrap().to_owned());
         }
-        assert_eq!(told, ["1", "1", "2", "3", "3"]);
+        assert_eq!(told, ["1", "1", "2", "3", "4", "4"]);
     }
 
     #[test]
