@@ -24,6 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 pub use check::check;
+use check::key_set_fault;
 
 pub use crate::edge::explain::{Explanation, explain};
 
@@ -317,9 +318,20 @@ impl TenantMaker {
     }
 
     /// Those that are not as they were. The others keep what they know, such as the keys that they fetched.
-    fn changed(&self, old: &Config, new: &Config) -> HashMap<TenantId, Tenant> {
+    ///
+    /// # Errors
+    /// When a key set's file is another by now, and none: the keys that are known are not given up for that.
+    fn changed(&self, old: &Config, new: &Config) -> Result<HashMap<TenantId, Tenant>, String> {
         let changed = new.tenants.iter().filter(|(id, section)| old.tenants.get(*id) != Some(*section));
-        changed.map(|(id, section)| (*id, self.tenant(*id, section))).collect()
+        let checked = changed.map(|(id, section)| {
+            let known = old.tenants.get(id).and_then(|tenant| tenant.saas_token.jwks_file.as_ref());
+            let is_new = section.saas_token.jwks_file.as_ref() != known;
+            match key_set_fault(&section.saas_token).filter(|_| is_new) {
+                Some(why) => Err(format!("tenants.{id}.saas_token.jwks_file: {why}")),
+                None => Ok((*id, self.tenant(*id, section))),
+            }
+        });
+        checked.collect()
     }
 
     fn tenant(&self, id: TenantId, section: &TenantSection) -> Tenant {

@@ -14,7 +14,7 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
-use crate::config::{Config, TlsSection};
+use crate::config::{Config, TlsSection, files};
 use crate::telemetry::{Certified, Metrics};
 
 /// The keys of a section.
@@ -139,12 +139,12 @@ pub(super) fn shown_chain(section: &TlsSection) -> Result<Vec<CertificateDer<'st
 /// Its key.
 pub(super) fn private_key(section: &TlsSection) -> Result<PrivateKeyDer<'static>, Unusable> {
     let file = &section.key_file;
-    PrivateKeyDer::from_pem_file(file).map_err(|error| {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
+    let pem = read_pem(file).map_err(|why| (KEY, why))?;
+    let is_encrypted =
+        || ["BEGIN ENCRYPTED", ",ENCRYPTED"].iter().any(|mark| String::from_utf8_lossy(&pem).contains(mark));
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
         let why = match error {
-            _ if ["BEGIN ENCRYPTED", ",ENCRYPTED"].iter().any(|mark| text.contains(mark)) => {
-                said_of(file, "the private key in it is encrypted, and cannot be read")
-            }
+            _ if is_encrypted() => said_of(file, "the private key in it is encrypted, and cannot be read"),
             pem::Error::NoItemsFound => said_of(file, "no private key in it"),
             error => said_of(file, error),
         };
@@ -163,9 +163,14 @@ pub(super) fn client_roots(section: &TlsSection) -> Result<Option<RootCertStore>
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let pem = read_pem(file)?;
+    let read = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let chain = read.map_err(|error| said_of(file, error))?;
     if chain.is_empty() { Err(said_of(file, "no certificate in it")) } else { Ok(chain) }
+}
+
+fn read_pem(file: &Path) -> Result<Vec<u8>, String> {
+    files::read(file, files::MOST_KEYS).map_err(|error| said_of(file, error))
 }
 
 pub(super) fn said_of(file: &Path, why: impl std::fmt::Display) -> String {

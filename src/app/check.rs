@@ -1,7 +1,6 @@
 //! What of a configuration can only be known by building with it: routes, certificates, addresses, files.
 //! Finds all of it at once, and opens no socket.
 
-use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,9 +10,11 @@ use super::certificate::{CERTIFICATE, KEY, Unusable, client_roots, private_key, 
 use super::doors::open_to_others;
 use super::install_cryptography;
 use crate::clock::Timestamp;
-use crate::config::{Config, Finding, ForeignBearerMode, ForeignBearerSection, StoreKind, TlsSection};
+use crate::config::{
+    Config, Finding, ForeignBearerMode, ForeignBearerSection, SaasTokenMode, SaasTokenSection, StoreKind, TlsSection,
+};
 use crate::edge::Gateway;
-use crate::identity::keys::is_key_set;
+use crate::identity::keys;
 use crate::store::redis::RedisStore;
 
 /// Everything that cannot be used, and what had better be looked at.
@@ -40,7 +41,7 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     found.extend(trusting.map(|(key, _, so)| Finding::warning(key, format!("trusts everybody: {so}"))));
     for (tenant, section) in &config.tenants {
         let warnings = [
-            ("saas_token.jwks_file", section.saas_token.jwks_file.as_deref().and_then(without_keys)),
+            ("saas_token.jwks_file", key_set_fault(&section.saas_token)),
             ("foreign_bearer.until", over(&section.foreign_bearer, now)),
         ];
         let told = warnings.into_iter().filter_map(|(key, why)| Some((key, why?)));
@@ -49,13 +50,10 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     found
 }
 
-/// Says what is wrong with a key set. It is read when the first token comes, and may be there by then.
-fn without_keys(file: &Path) -> Option<String> {
-    match std::fs::read(file) {
-        Ok(text) if is_key_set(&text) => None,
-        Ok(_) => Some(said_of(file, "no key set with keys that can be used")),
-        Err(error) => Some(said_of(file, error)),
-    }
+/// Why the file has no key for a tenant's tokens. It is read when the first token comes, and may be there by then.
+pub(super) fn key_set_fault(section: &SaasTokenSection) -> Option<String> {
+    let file = section.jwks_file.as_ref().filter(|_| section.mode == SaasTokenMode::Jwks)?;
+    keys::fault_of(file).map(|why| said_of(file.path(), why))
 }
 
 /// Says that nothing is adopted any more.

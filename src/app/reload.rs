@@ -16,7 +16,7 @@ use super::certificate::Certificates;
 use super::{App, TenantMaker};
 use crate::broker::Broker;
 use crate::clock::Timestamp;
-use crate::config::{Config, LogLevel, RedisSection, TlsSection};
+use crate::config::{Config, LogLevel, NamedFile, RedisSection, TlsSection};
 use crate::edge::CurrentGateway;
 use crate::edge::admin::Admin;
 use crate::store::redis::RedisStore;
@@ -134,10 +134,10 @@ impl Reload {
         if self.certificates.have_other_roots(&certificates) {
             restart.push("client_ca_file");
         }
+        let tenants = self.tenants.changed(&self.holds, &config)?;
         if !self.take_credentials(&config.store.redis)? {
             restart.push("/store/redis/credentials");
         }
-        let tenants = self.tenants.changed(&self.holds, &config);
         self.certificates.take(&certificates);
         self.certificates.tell(&self.metrics);
         self.broker.take_tenants(tenants);
@@ -215,7 +215,9 @@ fn files_of(file: &Path, config: &Config) -> Vec<PathBuf> {
     let tls = [&config.listen.tls, &config.internal.tls].into_iter().flatten();
     let tls = tls.flat_map(|tls| [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]);
     let files = tls.flatten().chain(&config.secret_files).map(PathBuf::as_path);
-    [file].into_iter().chain(files).map(Path::to_path_buf).collect()
+    let key_sets = config.tenants.values().filter_map(|tenant| tenant.saas_token.jwks_file.as_ref());
+    let named = config.store.redis.ca_file.iter().chain(key_sets).map(NamedFile::path);
+    [file].into_iter().chain(files).chain(named).map(Path::to_path_buf).collect()
 }
 
 /// What is told of a file without reading it.

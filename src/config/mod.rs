@@ -1,6 +1,7 @@
 //! Loads the configuration: one YAML file, overlaid by the environment, secrets from files where asked.
 //! Every fault is reported at once, each with its place, its key and what is accepted there.
 
+pub mod files;
 pub mod routes;
 pub mod secret;
 pub mod sections;
@@ -23,6 +24,7 @@ use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+pub use files::NamedFile;
 pub use schema::schema;
 pub use secret::Secret;
 pub use sections::*;
@@ -139,7 +141,7 @@ impl Reading {
     /// Reads `file`, overlaid by `environment` (names and values).
     pub fn of(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Self {
         let name = file.display().to_string();
-        match std::fs::read_to_string(file) {
+        match files::read_text(file, files::MOST_CONFIGURATION) {
             Ok(text) => Self::parse(&name, &text, environment),
             Err(error) => Self::failed(&name, Fault::at(None, "", format!("cannot be read: {error}"))),
         }
@@ -260,7 +262,7 @@ fn read_secret_files(tree: &mut Tree) -> (Vec<Fault>, Vec<PathBuf>) {
         }
         let Some(Value::String(file)) = tree.remove(&path) else { continue };
         files.push(PathBuf::from(&file));
-        match std::fs::read_to_string(&file) {
+        match files::read_text(Path::new(&file), files::MOST_SECRET) {
             Ok(text) => {
                 tree.set(&target, Value::String(text.trim_end().to_owned()), Origin::Environment(file));
                 if let Some(origin) = origin {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::files::NamedFile;
 use super::routes::RouteRule;
 use super::secret::Secret;
 use super::service::{InternalSection, ServiceName, ServiceSection};
@@ -253,7 +254,7 @@ pub struct SaasTokenSection {
     /// The passphrase of `hs256`; or `secret_file`.
     pub secret: Option<Secret>,
     /// JWKS file of `jwks`.
-    pub jwks_file: Option<PathBuf>,
+    pub jwks_file: Option<NamedFile>,
     /// JWKS address of `jwks`.
     pub jwks_url: Option<String>,
     /// Algorithms that are accepted, by mode when empty: HS256; or RS256, ES256 and EdDSA for `jwks`.

@@ -1,12 +1,12 @@
 //! The configuration's shape where sessions live: the store, Redis and its keys, and the hot cache.
 //! The doc comment of a field is its manual, as in `sections.rs`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::files::NamedFile;
 use super::secret::Secret;
 use super::span::{self, Span};
 
@@ -66,7 +66,7 @@ pub struct RedisSection {
     /// Its password; or `password_file`.
     pub password: Option<Secret>,
     /// PEM file with the certificates that `rediss://` trusts, in place of the system's.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<NamedFile>,
     /// Bound on connecting.
     #[serde(with = "span")]
     #[schemars(with = "Span")]
@@ -100,7 +100,7 @@ impl Default for RedisSection {
 }
 
 impl RedisSection {
-    /// The same without what proves who asks.
+    /// The same without what proves who asks, and who answers.
     #[must_use]
     pub fn without_credentials(&self) -> Self {
         let service = self.sentinel.service.clone();
@@ -108,6 +108,7 @@ impl RedisSection {
             url: self.url.as_ref().map(|url| Secret::new(anonymous(url.expose()))),
             username: None,
             password: None,
+            ca_file: None,
             sentinel: SentinelSection { service, ..SentinelSection::default() },
             ..self.clone()
         }
@@ -122,13 +123,13 @@ impl RedisSection {
         }
     }
 
-    /// Whether both show the same as proof of who asks, wherever they ask.
+    /// Whether both show and want the same as proof of who asks and who answers, wherever they ask.
     #[must_use]
     pub fn shows_the_same_as(&self, other: &Self) -> bool {
         let shown = |section: &Self| {
             let in_url = section.url.as_ref().and_then(|url| user_of(url.expose()).map(Secret::new));
-            let Self { username, password, sentinel, .. } = section.clone();
-            (in_url, username, password, sentinel.username, sentinel.password)
+            let Self { username, password, ca_file, sentinel, .. } = section.clone();
+            (in_url, username, password, ca_file, sentinel.username, sentinel.password)
         };
         shown(self) == shown(other)
     }

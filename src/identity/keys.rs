@@ -1,6 +1,6 @@
 //! The keys that `saas_token` signatures are checked against, by tenant.
 //! A key set is fetched when first needed and again for an unknown `kid`, at a bounded rate; a failed fetch keeps the old keys
-//! and is soon repeated.
+//! and is soon repeated. One that a file holds is there from the start, and goes with the file's content.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,10 +12,11 @@ use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::Value;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use super::emporix::read_bounded;
 use crate::clock::{Clock, Timestamp};
-use crate::config::{SaasAlgorithm, SaasTokenMode, SaasTokenSection};
+use crate::config::{NamedFile, SaasAlgorithm, SaasTokenMode, SaasTokenSection, files};
 use crate::session::Token;
 use crate::session::saas_token::{self, BadToken, Claims, SaasRules, VerifyingKey};
 
@@ -135,11 +136,11 @@ impl NextFetch {
 
 impl KeySet {
     fn new(section: &SaasTokenSection, client: reqwest::Client) -> Self {
-        let source = match (&section.jwks_file, &section.jwks_url) {
-            (Some(file), _) => KeySource::File(file.clone()),
-            (None, url) => KeySource::Url(url.clone().unwrap_or_default(), client),
+        let (source, known) = match (&section.jwks_file, &section.jwks_url) {
+            (Some(file), _) => (KeySource::File(file.path().to_owned()), keys_in(file).unwrap_or_default()),
+            (None, url) => (KeySource::Url(url.clone().unwrap_or_default(), client), HashMap::default()),
         };
-        Self { source, known: ArcSwap::default(), next_fetch: Mutex::default() }
+        Self { source, known: ArcSwap::from_pointee(known), next_fetch: Mutex::default() }
     }
 
     async fn find(&self, key_id: Option<&str>, clock: &dyn Clock) -> Result<KnownKey, Unverified> {
@@ -173,13 +174,16 @@ impl KeySet {
     async fn fetch(&self) -> bool {
         const MOST_BYTES: usize = 256 * 1024;
         let body = match &self.source {
-            KeySource::File(file) => tokio::fs::read(file).await.ok(),
+            KeySource::File(file) => {
+                let file = file.clone();
+                spawn_blocking(move || files::read(&file, files::MOST_KEYS)).await.ok().and_then(Result::ok)
+            }
             KeySource::Url(url, client) => match client.get(url).send().await {
                 Ok(answer) if answer.status().is_success() => read_bounded(answer, MOST_BYTES).await.ok(),
                 _ => None,
             },
         };
-        let keys = body.as_deref().and_then(parse_set).filter(|keys| !keys.is_empty());
+        let keys = body.as_deref().and_then(parse_set);
         let succeeded = keys.is_some();
         match keys {
             Some(keys) => self.known.store(Arc::new(keys)),
@@ -189,19 +193,23 @@ impl KeySet {
     }
 }
 
-/// Whether a key set has keys that can be used.
+/// Why no key can be had from `file`.
 #[must_use]
-pub fn is_key_set(body: &[u8]) -> bool {
-    parse_set(body).is_some_and(|keys| !keys.is_empty())
+pub fn fault_of(file: &NamedFile) -> Option<String> {
+    keys_in(file).err()
 }
 
-/// The usable signature keys of a set, by id. A key that is not understood does not spoil the others.
+fn keys_in(file: &NamedFile) -> Result<HashMap<String, KnownKey>, String> {
+    parse_set(file.held()?).ok_or_else(|| "no key in it that can be used".to_owned())
+}
+
+/// The usable signature keys of a set, by id, where there are any. A key that is not understood does not spoil the others.
 fn parse_set(body: &[u8]) -> Option<HashMap<String, KnownKey>> {
     let set: Value = serde_json::from_slice(body).ok()?;
     let keys = set.get("keys")?.as_array()?.iter().take(64);
-    Some(
-        keys.filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok()).filter_map(|key| usable(&key)).collect(),
-    )
+    let keys = keys.filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
+    let keys: HashMap<_, _> = keys.filter_map(|key| usable(&key)).collect();
+    (!keys.is_empty()).then_some(keys)
 }
 
 /// A public key for signatures, with the one algorithm of its family. Symmetric keys have no place in a public set.
@@ -249,7 +257,7 @@ mod tests {
     fn verifier(file: &std::path::Path, clock: Arc<ShiftedClock>) -> SaasVerifier {
         let section = SaasTokenSection {
             mode: SaasTokenMode::Jwks,
-            jwks_file: Some(file.to_path_buf()),
+            jwks_file: Some(file.to_path_buf().into()),
             ..SaasTokenSection::default()
         };
         SaasVerifier::new(&section, super::super::emporix::client(Duration::from_secs(1)).unwrap(), clock)

@@ -17,6 +17,7 @@ mod explain;
 mod failure_table;
 mod figures;
 mod fleet;
+mod followed_files;
 mod framing;
 mod how_to;
 mod ingress;

@@ -15,7 +15,7 @@ use emporix_gateway::telemetry::Metrics;
 use crate::fleet::{Cluster, PASSWORD, SENTINEL_PASSWORD, USER, Watched};
 use crate::steps::{JOHN, who};
 use crate::store_contract::{holds_the_contract, measured, session, tended};
-use crate::world::{Answer, Builder, World, eventually, metric};
+use crate::world::{Answer, Builder, Certificate, World, eventually, metric};
 
 /// Longer than a command is tried again over a slot that settles at once.
 const ON_THE_MOVE: Duration = Duration::from_millis(150);
@@ -96,7 +96,8 @@ async fn under_sentinel_the_contract_holds_and_a_failover_loses_nothing_acknowle
 async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut redis = Cluster::start().await;
-    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    let section =
+        RedisSection { ca_file: Some(redis.certificate().into()), ..section(RedisTopology::Cluster, redis.nodes()) };
     let store = tended(&section);
     holds_the_contract(&*store).await;
     let slots_move = async {
@@ -108,6 +109,35 @@ async fn in_a_cluster_the_contract_holds_through_moved_slots_and_a_failover() {
     let (written, lost) = lost_during(&store, redis.fail_over()).await;
     assert!(lost == 0, "{lost} of {written} lost by the failover");
     eventually("invalidations are heard again", async || store.hears_invalidations()).await;
+}
+
+/// Another authority is tried, and refused where Redis' certificate does not stand on it, whether or not a line stands.
+async fn another_authority_is_taken(section: &RedisSection, break_lines: impl Fn(&str)) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        Some(folder.path().join(name).into())
+    };
+    let other = || std::fs::read_to_string(&Certificate::new().write(folder.path())[0]).unwrap();
+    let own = std::fs::read_to_string(section.ca_file.as_ref().unwrap().path()).unwrap();
+    let with = |ca_file| RedisSection { ca_file, ..section.clone() };
+    let wrong = [file("wrong.pem", other()), file("as-wrong.pem", other())].map(with);
+    let both = with(file("both.pem", other() + &own));
+
+    let store = tended(&wrong[0]);
+    assert!(store.ping().await.is_err());
+    for wrong in &wrong {
+        assert!(store.take(wrong).await.is_err(), "it is refused, though no line stands");
+    }
+    assert_eq!(store.take(section).await, Ok(()));
+    eventually("the store answers", async || store.ping().await.is_ok()).await;
+    let session = session();
+    assert_eq!(store.save(&session, HOUR).await, Ok(Saved::Stored(1)));
+    assert!(store.take(&wrong[0]).await.is_err());
+    assert!(finds(&store, &session).await, "what is refused changes nothing");
+    assert_eq!(store.take(&both).await, Ok(()));
+    break_lines(&format!("CLIENT KILL USER {USER}"));
+    eventually("it is found", async || finds(&store, &session).await).await;
 }
 
 /// Another password is tried, and taken in the place of the old one, which then no line needs.
@@ -144,11 +174,13 @@ async fn under_sentinel_another_password_takes_the_old_ones_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_another_password_takes_the_old_ones_place_on_lines_that_mend_themselves_too() {
+async fn in_a_cluster_another_authority_and_password_take_the_old_ones_place_on_lines_that_mend_themselves_too() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let redis = Cluster::start().await;
-    let section = RedisSection { ca_file: Some(redis.certificate()), ..section(RedisTopology::Cluster, redis.nodes()) };
+    let section =
+        RedisSection { ca_file: Some(redis.certificate().into()), ..section(RedisTopology::Cluster, redis.nodes()) };
     let tell = |command: &str| redis.tell_all(command);
+    another_authority_is_taken(&section, |command| redis.tell_a_primary(command)).await;
     another_password_is_taken(&section, tell, |command| redis.tell_a_primary(command)).await;
 }
 
@@ -157,7 +189,7 @@ async fn in_a_cluster_a_change_and_an_end_wait_for_a_slot_that_is_on_the_move() 
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let redis = Cluster::start().await;
     let section = RedisSection {
-        ca_file: Some(redis.certificate()),
+        ca_file: Some(redis.certificate().into()),
         response_timeout: Duration::from_secs(2),
         ..section(RedisTopology::Cluster, redis.nodes())
     };
@@ -193,7 +225,7 @@ async fn in_a_cluster_that_lost_a_primary_the_others_serve_on_and_nobody_is_take
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut redis = Cluster::start().await;
     // Longer than by default: an answer that is late on a busy machine says nothing of the cluster.
-    let (ca_file, response_timeout) = (Some(redis.certificate()), Duration::from_millis(800));
+    let (ca_file, response_timeout) = (Some(redis.certificate().into()), Duration::from_millis(800));
     let section = RedisSection { ca_file, response_timeout, ..section(RedisTopology::Cluster, redis.nodes()) };
     let store = tended(&section);
     eventually("it hears", async || store.hears_invalidations()).await;
@@ -412,7 +444,7 @@ async fn under_sentinel_over_tls_and_with_a_user_of_its_own_the_contract_holds_t
         let password = Some(Secret::new(password.to_owned()));
         let sentinel = SentinelSection { service: "shop".into(), username: Some(USER.into()), password };
         let section = section(RedisTopology::Sentinel, redis.nodes.clone());
-        RedisSection { sentinel, ca_file: Some(redis.certificate()), ..section }
+        RedisSection { sentinel, ca_file: Some(redis.certificate().into()), ..section }
     };
     let store = tended(&by(SENTINEL_PASSWORD));
     for refused in [by(PASSWORD), RedisSection { ca_file: None, ..by(SENTINEL_PASSWORD) }] {
@@ -420,6 +452,7 @@ async fn under_sentinel_over_tls_and_with_a_user_of_its_own_the_contract_holds_t
         assert!(matches!(refused.load(&session().key).await, Err(StoreError::Unavailable(_))));
     }
     holds_the_contract(&*store).await;
+    another_authority_is_taken(&by(SENTINEL_PASSWORD), |command| redis.tell_all(command)).await;
     let (written, lost) = lost_during(&store, redis.fail_over()).await;
     assert!(lost == 0, "{lost} of {written} lost");
 }

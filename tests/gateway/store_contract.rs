@@ -467,7 +467,7 @@ async fn redis_behind_tls_with_an_acl_user_holds_the_contract() {
         url: Some(Secret::new(redis.tls_url())),
         username: Some("gateway".into()),
         password: Some(Secret::new(password)),
-        ca_file: Some(redis.certificate()),
+        ca_file: Some(redis.certificate().into()),
         ..RedisSection::default()
     };
     let store = |section: RedisSection| tended(&section);

@@ -243,22 +243,22 @@ pub(super) fn faults(section: &RedisSection) -> Vec<(String, String)> {
     let nodes = section.nodes.iter().enumerate().filter(|(_, node)| is_no_address(node));
     let wrong = url.into_iter().chain(nodes.map(|(index, _)| format!("nodes.{index}")));
     let unusable = section.ca_file.as_ref().and_then(|file| {
-        let why = match std::fs::read(file) {
-            Err(error) => error.to_string(),
-            Ok(text) => match CertificateDer::pem_slice_iter(&text).next() {
+        let why = match file.held() {
+            Err(why) => why.to_owned(),
+            Ok(text) => match CertificateDer::pem_slice_iter(text).next() {
                 Some(Ok(_)) => return None,
                 _ => "no certificate in it".to_owned(),
             },
         };
-        Some(("ca_file".to_owned(), format!("{}: {why}", file.display())))
+        Some(("ca_file".to_owned(), format!("{}: {why}", file.path().display())))
     });
     wrong.map(|key| (key, EXPECTED.to_owned())).chain(unusable).collect()
 }
 
 fn certificates(section: &RedisSection) -> RedisResult<Option<TlsCertificates>> {
     let Some(file) = &section.ca_file else { return Ok(None) };
-    let root_cert = std::fs::read(file).map_err(|_| (ErrorKind::InvalidClientConfig, "ca_file cannot be read"))?;
-    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert) }))
+    let root_cert = file.held().map_err(|_| (ErrorKind::InvalidClientConfig, "ca_file cannot be read"))?;
+    Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert.to_vec()) }))
 }
 
 fn without_delay() -> TcpSettings {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
+use rustls::CertificateError;
 
 use crate::store::StoreError;
 
@@ -24,10 +25,18 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
     moved_on || error.code() == Some("NOAUTH")
 }
 
-/// Whether the server knows us not, or lets us not do that.
+/// Whether the server knows us not, or lets us not do that; or we know it not.
 pub(super) fn is_denied(error: &RedisError) -> bool {
     let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")].contains(&error.code());
-    denied || error.kind() == ErrorKind::AuthenticationFailed
+    denied || error.kind() == ErrorKind::AuthenticationFailed || is_distrusted(error)
+}
+
+/// Whether the server's certificate stands on no authority that is trusted. One that is over, or another host's, fares no
+/// better with others. Of what broke a cluster's lines there is a text and nothing else.
+fn is_distrusted(error: &RedisError) -> bool {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let told = error.to_string();
+    [UnknownIssuer, BadSignature].iter().any(|why| told.contains(&rustls::Error::from(why.clone()).to_string()))
 }
 
 /// Says what an error is about, not its detail: that may quote what was sent, and so may a code that nobody knows.
