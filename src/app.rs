@@ -3,6 +3,7 @@
 
 mod certificate;
 mod check;
+mod clients;
 mod doors;
 mod reload;
 mod stop;

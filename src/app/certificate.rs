@@ -10,10 +10,11 @@ use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
+use super::clients::{ClientRoots, Doorkeeper};
 use crate::config::{Config, TlsSection, files};
 use crate::telemetry::{Certified, Metrics};
 
@@ -50,6 +51,9 @@ impl Certificates {
         for pair in [(&self.public, &changed.public), (&self.internal, &changed.internal)] {
             if let (Some(known), Some(changed)) = pair {
                 known.now.store(changed.now.load_full());
+                if let (Some(known), Some(changed)) = (&known.clients, &changed.clients) {
+                    known.take(changed);
+                }
             }
         }
     }
@@ -60,24 +64,14 @@ impl Certificates {
             metrics.certificate_expires.set(listener, shown.as_ref().and_then(|shown| shown.ends()).unwrap_or(0));
         }
     }
-
-    /// Whether clients' certificates would have to come from others than now, which takes a start.
-    pub(super) fn have_other_roots(&self, changed: &Self) -> bool {
-        let anchors = |known: &Option<Arc<Certificate>>| {
-            known.as_ref().and_then(|known| known.roots.as_ref()).map(|roots| roots.roots.clone())
-        };
-        anchors(&self.public) != anchors(&changed.public) || anchors(&self.internal) != anchors(&changed.internal)
-    }
 }
 
 /// Certificate and key, as they are now.
 #[derive(Debug)]
 pub(super) struct Certificate {
     now: ArcSwap<CertifiedKey>,
-    /// Whom clients' certificates have to come from, as the listener was opened; none where none are asked for.
-    roots: Option<RootCertStore>,
-    /// Where its section stands.
-    key: &'static str,
+    /// Whom clients' certificates have to come from; none where none are asked for.
+    clients: Option<Arc<ClientRoots>>,
 }
 
 impl Certificate {
@@ -88,8 +82,9 @@ impl Certificate {
     fn read(key: &'static str, section: &TlsSection) -> Result<Arc<Self>, String> {
         let at = |(of, why): Unusable| format!("{key}.{of}: {why}");
         let now = ArcSwap::from_pointee(certified_key(section).map_err(at)?);
-        let roots = client_roots(section).map_err(at)?;
-        Ok(Arc::new(Self { now, roots, key }))
+        let clients = client_roots(section).map_err(at)?.map(ClientRoots::new).transpose();
+        let clients = clients.map_err(|why| at((CLIENT_CA, why)))?.map(Arc::new);
+        Ok(Arc::new(Self { now, clients }))
     }
 
     /// When the one that is shown now ends, in seconds since 1970.
@@ -109,12 +104,14 @@ impl Certificate {
     /// What a listener is set up with that speaks HTTP/1.1 alone.
     pub(super) fn settings(self: &Arc<Self>) -> Result<TlsSettings, String> {
         // The resolver takes the place of the files.
-        let mut settings = TlsSettings::intermediate("", "").map_err(|error| error.to_string())?;
+        let settings = match &self.clients {
+            None => TlsSettings::intermediate("", ""),
+            Some(clients) => TlsSettings::with_callbacks(Box::new(Doorkeeper(clients.clone()))),
+        };
+        let mut settings = settings.map_err(|error| error.to_string())?;
         settings.set_cert_resolver(self.clone());
-        if let Some(roots) = &self.roots {
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots.clone())).build();
-            let verifier = verifier.map_err(|error| format!("{}.client_ca_file: {error}", self.key))?;
-            settings.set_client_cert_verifier(verifier);
+        if let Some(clients) = &self.clients {
+            settings.set_client_cert_verifier(clients.clone());
         }
         Ok(settings)
     }

@@ -131,9 +131,6 @@ impl Reload {
         let config = self.with_known_tenants(read);
         let gateway = self.gateway.load().changed(&config)?;
         let certificates = Certificates::read(&config)?;
-        if self.certificates.have_other_roots(&certificates) {
-            restart.push("client_ca_file");
-        }
         let tenants = self.tenants.changed(&self.holds, &config)?;
         if !self.take_credentials(&config.store.redis)? {
             restart.push("/store/redis/credentials");
@@ -269,12 +266,19 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         config.tenants.iter().map(|(id, tenant)| (*id, tenant.client_id.clone())).collect()
     };
     let come_or_go = |old: &Option<TlsSection>, new: &Option<TlsSection>| old.is_some() != new.is_some();
+    // Whether clients are asked for certificates at all; whose is followed.
+    let asked = |old: &Option<TlsSection>, new: &Option<TlsSection>| {
+        let both = old.as_ref().zip(new.as_ref());
+        both.is_some_and(|(old, new)| old.client_ca_file.is_some() != new.client_ca_file.is_some())
+    };
     let redis = |config: &Config| config.store.redis.without_credentials();
     let others = [
         (redis(old) != redis(new)).then_some("/store/redis"),
         (client_ids(old) != client_ids(new)).then_some("/tenants"),
         come_or_go(&old.listen.tls, &new.listen.tls).then_some("/listen/tls"),
         come_or_go(&old.internal.tls, &new.internal.tls).then_some("/internal/tls"),
+        asked(&old.listen.tls, &new.listen.tls).then_some("/listen/tls/client_ca_file"),
+        asked(&old.internal.tls, &new.internal.tls).then_some("/internal/tls/client_ca_file"),
     ];
     sections.into_iter().chain(others).flatten().collect()
 }

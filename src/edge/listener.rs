@@ -86,10 +86,20 @@ impl Listener {
     }
 }
 
+/// Marks a connection whose client is not to be served, whatever its handshake came to.
+pub struct Stranger;
+
+fn is_strange(stream: &Stream) -> bool {
+    stream.get_ssl_digest().is_some_and(|tls| tls.extension.get::<Stranger>().is_some())
+}
+
 #[async_trait]
 impl ServerApp for Listener {
     /// HTTP/1.1 goes on in a task of its own: Pingora's holds the room for a TLS handshake as long as it lives.
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
+        if is_strange(&stream) {
+            return None;
+        }
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             let told_to_go = self.current.load().drain.watch();
             return self.http2.process_new(stream, &told_to_go).await;

@@ -3,9 +3,16 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{HandshakeKind, RootCertStore};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::process::ProcessReplica;
 use crate::steps::JOHN;
@@ -54,6 +61,63 @@ async fn another_authority_of_redis_is_tried_and_taken_and_while_redis_is_away_i
     gateway.hang_up();
     eventually("it is taken untried", async || gateway.metric(APPLIED) > before).await;
     assert!(!gateway.logged().contains("take effect at the next start"), "{}", gateway.logged());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_of_clients_holds_for_the_connections_to_come() {
+    let [folder, clients] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [known, other] = ["known", "other"].map(|name| {
+        let folder = clients.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        Certificate::new().write(&folder)
+    });
+    let [certificate, key] = Certificate::new().write(folder.path());
+    let authority = folder.path().join("clients.pem");
+    std::fs::copy(&known[0], &authority).unwrap();
+    let files = [
+        ("LISTEN__TLS__CERTIFICATE_FILE", &*certificate),
+        ("LISTEN__TLS__KEY_FILE", &*key),
+        ("LISTEN__TLS__CLIENT_CA_FILE", authority.to_str().unwrap()),
+    ];
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &files).await;
+    let port = gateway.public.port();
+    let asks = async |pair: &[String; 2]| served(&client(&certificate, pair), port).await.is_some();
+    let earlier = client(&certificate, &known);
+    assert_eq!(served(&earlier, port).await, Some(HandshakeKind::Full));
+    assert_eq!(served(&earlier, port).await, Some(HandshakeKind::Resumed));
+    assert!(asks(&known).await && !asks(&other).await);
+
+    std::fs::copy(&other[0], &authority).unwrap();
+    eventually("the other one's client is let in", async || asks(&other).await).await;
+    assert!(!asks(&known).await, "the known one's is not any more");
+    assert_eq!(served(&earlier, port).await, None, "nor one that takes up a session of before");
+    let names = [&known[0], &other[0]].map(|file| std::fs::read_to_string(file).unwrap()).concat();
+    std::fs::write(&authority, names).unwrap();
+    eventually("both are", async || asks(&known).await && asks(&other).await).await;
+    assert!(!gateway.logged().contains("take effect at the next start"), "{}", gateway.logged());
+}
+
+/// A client that trusts `authority` and shows what `pair` names. It keeps sessions for its next connection.
+fn client(authority: &str, pair: &[String; 2]) -> TlsConnector {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let certificate = |file: &str| CertificateDer::from_pem_file(file).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(authority)).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let key = PrivateKeyDer::from_pem_file(&pair[1]).unwrap();
+    Arc::new(config.with_client_auth_cert(vec![certificate(&pair[0])], key).unwrap()).into()
+}
+
+/// How the handshake went of a connection over which products were answered.
+async fn served(client: &TlsConnector, port: u16) -> Option<HandshakeKind> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut stream = client.connect(ServerName::try_from("localhost").unwrap(), stream).await.ok()?;
+    let request = "GET /product/acme/products HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut answer = Vec::new();
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).contains("Espresso").then(|| stream.get_ref().1.handshake_kind().unwrap())
 }
 
 /// The Ed25519 example of RFC 8037, appendix A, as PKCS#8.

@@ -392,22 +392,6 @@ async fn a_new_certificate_is_shown_once_its_key_is_there_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_authority_of_clients_is_named_for_it_takes_a_start() {
-    let [folder, client, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
-    let world = World::new().await;
-    let [certificate, key] = Certificate::new().write(folder.path());
-    let [known, _] = Certificate::new().write(client.path());
-    let files = [
-        ("LISTEN__TLS__CERTIFICATE_FILE", &*certificate),
-        ("LISTEN__TLS__KEY_FILE", &*key),
-        ("LISTEN__TLS__CLIENT_CA_FILE", &*known),
-    ];
-    let gateway = ProcessReplica::start(&world, &files).await;
-    std::fs::copy(&Certificate::new().write(other.path())[0], &known).unwrap();
-    eventually("it is named", async || gateway.logged().contains(r#""keys":"client_ca_file""#)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn clients_show_certificates_where_they_are_asked_for() {
     let [folder, client] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [certificate, key] = Certificate::new().write(folder.path());
