@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use emporix_gateway::broker::{Broker, BrokerSettings, Demand, Services, Tenant};
+use emporix_gateway::broker::{Broker, BrokerSettings, Demand, GuestToken, Services, Tenant};
 use emporix_gateway::clock::{Clock, SystemClock, Timestamp};
 use emporix_gateway::config::{HotCacheSection, RefreshAuthorizer, RefreshReuse, SaasTokenSection};
 use emporix_gateway::edge::steps::Steps;
@@ -87,6 +87,7 @@ impl Inside {
             adopt_until: None,
             webhook: None,
             services: Services::default(),
+            guest: GuestToken::default(),
         };
         let settings = BrokerSettings {
             refresh_authorizer: RefreshAuthorizer::Anonymous,

@@ -29,7 +29,7 @@ use check::key_set_fault;
 
 pub use crate::edge::explain::{Explanation, explain};
 
-use crate::broker::{Broker, BrokerSettings, ServiceClient, Services, Tenant};
+use crate::broker::{Broker, BrokerSettings, GuestToken, ServiceClient, Services, Tenant};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{
     Config, ForeignBearerMode, ListenSection, ServiceName, ServiceSection, SiteSection, StoreKind, TenantSection,
@@ -351,6 +351,7 @@ impl TenantMaker {
                 .as_ref()
                 .map(|secret| Arc::new(Webhook::new(secret, section.webhook.max_age))),
             services: services(&section.services),
+            guest: GuestToken::default(),
             adopt_until: until.map(|until| Timestamp::default().after(if adopts { until } else { Duration::ZERO })),
         }
     }

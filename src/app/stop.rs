@@ -11,6 +11,7 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::doors::Doors;
 use crate::edge::CurrentGateway;
@@ -121,6 +122,9 @@ const LOOKS_WHEN_FOLLOWED: u32 = 50;
 /// The same while HTTP/2 connections are open. A client that sleeps never closes its own: it is not waited for longer.
 const LOOKS_WHEN_CONNECTED: u32 = 100;
 
+/// What remains of the bound when no further request is begun, at most.
+const LONGEST_REST: Duration = Duration::from_secs(5);
+
 impl Stop {
     async fn hand_over(&self) -> Result<(), String> {
         let socket = self.upgrade_socket.clone().ok_or("listen.upgrade_socket is not set")?;
@@ -141,15 +145,20 @@ impl Stop {
                 found = if gateway.is_idle() { found + 1 } else { 0 };
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            self.doors.close();
-            gateway.close();
-            // What began in the meantime: it is counted by the next look.
+        };
+        // Where new requests never cease to come, the last that are begun have the rest of the time to end.
+        let rest = (self.drain_timeout / 3).min(LONGEST_REST);
+        let _ = timeout(self.drain_timeout - rest, idle).await;
+        self.doors.close();
+        gateway.close();
+        let ended = async {
+            // What began in the meantime is counted by the next look.
             while {
                 tokio::time::sleep(LOOK_EVERY).await;
                 !gateway.is_idle()
             } {}
         };
         // What is still under way after the bound is cut off.
-        let _ = tokio::time::timeout(self.drain_timeout, idle).await;
+        let _ = timeout(rest, ended).await;
     }
 }

@@ -16,7 +16,7 @@ use crate::session::{CustomerHalf, Scope, Session, SessionKey, TenantId, Token, 
 use crate::store::{Alias, Collision, CustomerName};
 use crate::telemetry::SessionEvent;
 
-/// Adoptions under way, and Bearers that Emporix did not know.
+/// Adoptions under way, and Bearers that open nothing.
 pub(super) struct Adoptions {
     turns: [Mutex<()>; 64],
     refused: Cache<Alias, ()>,
@@ -49,11 +49,20 @@ impl Broker {
         let key = match self.store.verdict(&alias, now) {
             Some(key) => key,
             None if now < adopt_until => self.adopted(tenant, token, &alias, now).await?,
-            None => self.store.resolve(&alias).await?.ok_or(GatewayError::SessionEnded)?,
+            None => self.adopted_before(&alias).await?,
         };
         let ready = self.find(&key, now).await?;
         self.store.remember_verdict(alias, key, ready.expires_at);
         Ok(Opened { ready, scope: Scope::Customer, named: Some(Scope::Customer) })
+    }
+
+    /// The session that the Bearer was taken into when it was the time for that.
+    async fn adopted_before(&self, alias: &Alias) -> Result<SessionKey, GatewayError> {
+        let known = self.known_adoption(alias).await?;
+        known.ok_or_else(|| {
+            self.adoptions.refused.insert(alias.clone(), ());
+            GatewayError::SessionEnded
+        })
     }
 
     /// The session that the Bearer was taken into, now or before. One request asks Emporix, the others of a page load
@@ -80,7 +89,7 @@ impl Broker {
         adopted
     }
 
-    /// The session of a Bearer that was adopted before; an error when Emporix did not know it a moment ago.
+    /// The session of a Bearer that was adopted before; an error when it opened nothing a moment ago.
     async fn known_adoption(&self, alias: &Alias) -> Result<Option<SessionKey>, GatewayError> {
         if self.adoptions.refused.contains_key(alias) {
             return Err(GatewayError::SessionEnded);

@@ -1,17 +1,17 @@
 //! Shared guest tokens: for reading a catalogue without a session, and for nothing that a visit could hang on.
-//! One per tenant, held in memory and minted again when it is due.
+//! One per tenant and its site, held in memory and minted again when it is due.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Broker;
 use super::shared::{Ages, Shared};
+use super::{Broker, Tenant};
 use crate::clock::Timestamp;
 use crate::error::GatewayError;
 use crate::session::{Freshness, ReadySession, Scope, Session, SessionKey, TenantId, Transport};
 
-/// The tenants' shared guest tokens.
-pub(super) struct GuestTokens(HashMap<TenantId, Shared<ReadySession>>);
+/// A tenant's shared guest token.
+#[derive(Clone, Default)]
+pub struct GuestToken(Arc<Shared<ReadySession>>);
 
 impl Ages for ReadySession {
     fn age(&self, now: Timestamp) -> Freshness {
@@ -19,32 +19,21 @@ impl Ages for ReadySession {
     }
 }
 
-impl GuestTokens {
-    pub(super) fn new(tenants: impl Iterator<Item = TenantId>) -> Self {
-        Self(tenants.map(|tenant| (tenant, Shared::default())).collect())
-    }
-
-    fn of(&self, tenant: &TenantId) -> Result<&Shared<ReadySession>, GatewayError> {
-        self.0.get(tenant).ok_or(GatewayError::UnknownTenant)
-    }
-}
-
 impl Broker {
     /// The tenant's shared guest token.
     pub(super) async fn shared_guest(self: &Arc<Self>, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
-        let Some(at_hand) = self.guests.of(tenant)?.at_hand(self.clock.now()) else {
-            return self.fresh_guest(tenant).await;
-        };
+        let known = self.known_tenant(tenant)?;
+        let Some(at_hand) = known.guest.0.at_hand(self.clock.now()) else { return self.fresh_guest(&known).await };
         if at_hand.wants_next {
-            let (broker, tenant) = (self.clone(), *tenant);
+            let (broker, known) = (self.clone(), Arc::clone(&known));
             // Failing is fine while one lives.
-            self.go_on(async move { drop(broker.fresh_guest(&tenant).await) });
+            self.go_on(async move { drop(broker.fresh_guest(&known).await) });
         }
         Ok(at_hand.token)
     }
 
-    async fn fresh_guest(&self, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
-        self.guests.of(tenant)?.fresh(self.clock.as_ref(), self.mint_guest(tenant)).await
+    async fn fresh_guest(&self, tenant: &Tenant) -> Result<Arc<ReadySession>, GatewayError> {
+        tenant.guest.0.fresh(self.clock.as_ref(), self.mint_guest(tenant)).await
     }
 
     /// Another guest token than `refused`.
@@ -53,14 +42,15 @@ impl Broker {
         tenant: &TenantId,
         refused: &SessionKey,
     ) -> Result<Arc<ReadySession>, GatewayError> {
+        let known = self.known_tenant(tenant)?;
         let is_refused = |ready: &ReadySession| ready.key == *refused;
-        self.guests.of(tenant)?.other_than(is_refused, self.clock.as_ref(), self.mint_guest(tenant)).await
+        known.guest.0.other_than(is_refused, self.clock.as_ref(), self.mint_guest(&known)).await
     }
 
-    async fn mint_guest(&self, tenant: &TenantId) -> Result<Arc<ReadySession>, GatewayError> {
-        let (site, now) = (self.known_tenant(tenant)?.site.clone(), self.clock.now());
-        let mut session = Session::new(SessionKey::random()?, *tenant, Transport::Handle, now, self.store.limits());
-        session.set_anonymous(self.mint_half(&session, site).await?);
+    async fn mint_guest(&self, tenant: &Tenant) -> Result<Arc<ReadySession>, GatewayError> {
+        let limits = self.store.limits();
+        let mut session = Session::new(SessionKey::random()?, tenant.id, Transport::Handle, self.clock.now(), limits);
+        session.set_anonymous(self.mint_half(&session, tenant.site.clone()).await?);
         Ok(self.ready_of(&session))
     }
 }

@@ -72,25 +72,27 @@ impl Broker {
         });
     }
 
-    /// Notes that the session of `key` is `customer`'s, signed in at `now`. The oldest end where the customer has too many,
-    /// and leave the index when they have.
+    /// Notes that the session of `key` is `customer`'s, signed in at `now`. Where the customer has one too many by that, an old
+    /// one ends.
     pub(super) async fn index(
         self: &Arc<Self>,
         customer: &CustomerName,
         key: &SessionKey,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        for oldest in self.store.index(customer, key, self.store.limits().absolute).await? {
-            let (broker, customer) = (self.clone(), customer.clone());
-            self.go_on(async move {
+        let Some(old) = self.store.index(customer, key, self.store.limits().absolute).await? else { return Ok(()) };
+        let (broker, customer) = (self.clone(), customer.clone());
+        self.go_on(async move {
+            until_taken(&customer.tenant, || async {
                 let event = SessionEvent::RevokedElsewhere;
-                until_taken(&customer.tenant, || async {
-                    broker.end_theirs(&customer, &oldest, now, event, &mut Revoked::default()).await?;
-                    broker.store.unindex(&customer, &oldest).await
-                })
-                .await;
-            });
-        }
+                let met = broker.end_theirs(&customer, &old, now, event, &mut Revoked::default()).await?;
+                match met {
+                    Met::Nothing => broker.store.unindex(&customer, &old).await,
+                    Met::Ended | Met::Later => Ok(()),
+                }
+            })
+            .await;
+        });
         Ok(())
     }
 
@@ -125,17 +127,18 @@ impl Broker {
         epoch: Timestamp,
         event: SessionEvent,
         revoked: &mut Revoked,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Met, StoreError> {
         // One that an earlier attempt could not end everywhere is refused here, and still has to end.
-        match self.store.load_refused(key).await {
-            Ok(Some(session)) if customer.owns(&session) && session.signed_in_at() <= Some(epoch) => {
-                self.end_found(key, Some(session), event, revoked).await
-            }
-            Ok(_) => Ok(()),
+        let found = match self.store.load_refused(key).await {
+            Ok(Some(session)) if !customer.owns(&session) => return Ok(Met::Nothing),
+            Ok(Some(session)) if session.signed_in_at() > Some(epoch) => return Ok(Met::Later),
+            Ok(Some(session)) => Some(session),
+            Ok(None) => return Ok(Met::Nothing),
             // It opens for nobody.
-            Err(StoreError::Unreadable(_)) => self.end_found(key, None, event, revoked).await,
-            Err(error) => Err(error),
-        }
+            Err(StoreError::Unreadable(_)) => None,
+            Err(error) => return Err(error),
+        };
+        self.end_found(key, found, event, revoked).await.map(|()| Met::Ended)
     }
 
     async fn customer_session(
@@ -251,6 +254,15 @@ impl Broker {
     fn removals(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
         self.removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What became of a session that stands in its customer's index.
+enum Met {
+    Ended,
+    /// It is not there, or somebody else's by now.
+    Nothing,
+    /// The customer has signed it in again since.
+    Later,
 }
 
 /// Makes attempts at ending a customer's sessions, until the store takes one, within reason.

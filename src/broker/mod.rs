@@ -33,6 +33,7 @@ use tokio::sync::{Semaphore, broadcast};
 
 pub use authenticate::{Demand, SessionView};
 pub use granted::Granted;
+pub use guest::GuestToken;
 pub use login::LoginOptions;
 pub use operator::{CustomerListing, Revocation, Revoked, SessionSummary};
 pub use permit::Permit;
@@ -54,7 +55,6 @@ use crate::telemetry::Metrics;
 use adopt::Adoptions;
 use detached::Detached;
 use flights::Flights;
-use guest::GuestTokens;
 use rejections::Rejections;
 use revocations::Revocations;
 
@@ -89,6 +89,18 @@ pub struct Tenant {
     pub webhook: Option<Arc<Webhook>>,
     /// What back-office callers act as.
     pub services: Services,
+    /// What reads its catalogue without a session.
+    pub guest: GuestToken,
+}
+
+impl Tenant {
+    /// Takes over the shared tokens of `earlier` that are right for this one too.
+    fn inherit(&mut self, earlier: &Self) {
+        self.services.inherit(&earlier.services);
+        if self.site == earlier.site {
+            self.guest = earlier.guest.clone();
+        }
+    }
 }
 
 /// How the broker renews and revokes.
@@ -114,7 +126,6 @@ pub struct Broker {
     identity: Arc<dyn IdentityProvider>,
     /// Who they are is fixed; what is known of each can change.
     tenants: HashMap<TenantId, ArcSwap<Tenant>>,
-    guests: GuestTokens,
     flights: Flights,
     rejections: Rejections,
     adoptions: Adoptions,
@@ -144,7 +155,6 @@ impl Broker {
         metrics: Arc<Metrics>,
         runtime: Runtime,
     ) -> Arc<Self> {
-        let guests = GuestTokens::new(tenants.keys().cloned());
         let (ended, _) = broadcast::channel(1024);
         let (flights, rejections) = (Flights::new(clock.clone()), Rejections::default());
         let adoptions = Adoptions::default();
@@ -152,7 +162,6 @@ impl Broker {
             store,
             identity,
             tenants: tenants.into_iter().map(|(id, tenant)| (id, ArcSwap::from_pointee(tenant))).collect(),
-            guests,
             flights,
             rejections,
             adoptions,
@@ -245,7 +254,7 @@ impl Broker {
     pub fn take_tenants(&self, changed: HashMap<TenantId, Tenant>) {
         for (id, mut tenant) in changed {
             if let Some(known) = self.tenants.get(&id) {
-                tenant.services.inherit(&known.load().services);
+                tenant.inherit(&known.load());
                 known.store(Arc::new(tenant));
                 self.store.forget_verdicts();
             }

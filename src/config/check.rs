@@ -93,6 +93,7 @@ fn check_addresses(config: &Config, fault: &mut impl FnMut(&str, &str)) {
 /// Whether who listens on one cannot listen on the other: the unspecified address is all of its family's, and IPv6's those of
 /// IPv4 too.
 fn are_one(one: SocketAddr, other: SocketAddr) -> bool {
+    let [one, other] = [one, other].map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()));
     let covers = |all: SocketAddr, one: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4());
     one.port() == other.port()
         && one.port() != 0
@@ -268,7 +269,7 @@ fn check_tenant(tenant: &TenantSection, fault: &mut impl FnMut(&str, &str)) {
         fault("saas_token.algorithms", "expected algorithms of the mode's own family");
     }
     if saas.jwks_url.as_deref().is_some_and(|url| !Url::parse(url).is_ok_and(|url| serves_keys(&url))) {
-        fault("saas_token.jwks_url", "expected https://, without a user");
+        fault("saas_token.jwks_url", "expected https:// (http:// on this machine alone), without a user");
     }
     if saas.expose && !saas.accept {
         fault("saas_token.expose", "expected only together with saas_token.accept");

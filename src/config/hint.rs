@@ -33,7 +33,8 @@ fn kind(found: &str) -> &'static str {
     match found.split(' ').next() {
         Some("string" | "character") => "a text",
         Some("boolean") => "true or false",
-        Some("integer" | "floating") => "a number",
+        Some("integer") => "a number",
+        Some("floating") => "a fraction",
         Some("sequence") => "a list",
         Some("map") => "a section",
         Some("null" | "unit") => "nothing",
@@ -48,6 +49,10 @@ fn hinted(message: String, files: impl Iterator<Item = String>) -> String {
     };
     let mut words = rest.split('`').step_by(2);
     let Some(unknown) = words.next() else { return message };
+    if !unknown.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
+        // No slip of any word: an address with a password, perhaps.
+        return message.replacen(&format!("`{unknown}`"), "word", 1);
+    }
     let files: Vec<String> = files.filter(|_| message.starts_with("unknown field")).collect();
     let known = rest.split('`').skip(2).step_by(2).chain(files.iter().map(String::as_str));
     let meant = nearest(unknown, known).map(str::to_owned);
@@ -124,11 +129,15 @@ mod tests {
                 "expected a section, found a text",
             ),
             ("invalid type: integer `5`, expected a sequence", "expected a list, found a number"),
-            ("invalid type: floating point `0.5`, expected usize", "expected a whole number, found a number"),
+            ("invalid type: floating point `0.5`, expected usize", "expected a whole number, found a fraction"),
             ("invalid type: sequence, expected a map", "expected a section, found a list"),
             ("invalid type: map, expected a duration", "expected a duration, found a section"),
             ("invalid type: null, expected a string", "expected a text, found nothing"),
             ("invalid type: boolean `true`, expected f64", "expected a number, found true or false"),
+            (
+                "unknown variant `redis://:hush@h`, expected `memory` or `redis`",
+                "unknown variant word, expected `memory` or `redis`",
+            ),
         ] {
             assert_eq!(told(message.to_owned(), std::iter::empty()), expected);
         }

@@ -117,9 +117,12 @@ impl RedisSection {
     /// Where it is, without what proves who asks.
     #[must_use]
     pub fn place(&self) -> String {
-        match &self.url {
-            Some(url) => anonymous(url.expose()).split('?').next().unwrap_or_default().to_owned(),
-            None => self.nodes.join(", "),
+        match (self.topology, &self.url) {
+            (RedisTopology::Standalone, Some(url)) => {
+                let end = url.expose().find(['?', '#']).unwrap_or_else(|| url.expose().len());
+                anonymous(&url.expose()[..end])
+            }
+            _ => self.nodes.join(", "),
         }
     }
 

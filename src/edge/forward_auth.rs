@@ -245,6 +245,9 @@ impl HttpServerApp for ForwardAuth {
         }
         let gateway = self.current.load();
         let _under_way = UnderWay::new(&gateway.under_way);
+        if gateway.drain.is_over() {
+            return None;
+        }
         let stays = http.get_keepalive().is_some() && !gateway.drain.has_begun();
         http.set_keepalive(stays.then_some(KEEPALIVE_SECONDS));
         gateway.answer_peer(&http).await.write(&mut http).await.ok()?;

@@ -326,8 +326,8 @@ pub(super) fn incoming(
 }
 
 const NO_STORE: &str = "no-store";
-/// Where a request may show who asks: what a cache keeps of one is nothing for the next.
-const CREDENTIALS: &str = "Authorization, Cookie, saas-token";
+/// Where a request may show who asks, and of which tenant: what a cache keeps of one is nothing for the next.
+const CREDENTIALS: &str = "Authorization, Cookie, saas-token, Emporix-Tenant";
 
 /// What shared caches obey before `Cache-Control`.
 fn is_shared_caches(name: &str) -> bool {

@@ -34,6 +34,9 @@ const MOST_REQUESTS: u32 = 10_000;
 /// each wait is bounded by [`KEEPALIVE_SECONDS`].
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// HTTP/2's word for what was not begun, and may be asked again (RFC 9113, section 8.7).
+const REFUSED_STREAM: u32 = 7;
+
 /// Counts a request as under way while it lives.
 pub(super) struct UnderWay<'g>(&'g Census);
 
@@ -175,6 +178,7 @@ impl Gateway {
         let under_way = UnderWay::new(&self.under_way);
         // Asked once it is counted: what is begun is waited for.
         if self.drain.is_over() {
+            http.shutdown_with_reason(REFUSED_STREAM.into());
             http.shutdown().await;
             return None;
         }

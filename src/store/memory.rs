@@ -198,14 +198,15 @@ impl SessionStore for MemoryStore {
         customer: &CustomerName,
         key: &SessionKey,
         life: Duration,
-    ) -> Result<Vec<SessionKey>, StoreError> {
+    ) -> Result<Option<SessionKey>, StoreError> {
         let now = self.clock.now();
         let mut state = self.state();
         let mut keys = state.customers.get(customer, now).cloned().unwrap_or_default();
         // By their own ends, not by their records: a login notes the session before it writes the record.
         keys.retain(|(known, end)| known != key && now < *end);
         keys.push((*key, now.after(life)));
-        let surplus = keys.iter().take(keys.len().saturating_sub(MOST_PER_CUSTOMER)).map(|(key, _)| *key).collect();
+        keys.sort_by_key(|(_, end)| *end);
+        let surplus = keys.iter().rev().nth(MOST_PER_CUSTOMER).map(|(key, _)| *key);
         state.customers.put(customer.clone(), keys, now.after(life));
         Ok(surplus)
     }

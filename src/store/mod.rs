@@ -315,14 +315,15 @@ pub trait SessionStore: Send + Sync + 'static {
     /// The session that `alias` names.
     async fn resolve(&self, alias: &Alias) -> Result<Option<SessionKey>, StoreError>;
 
-    /// Notes that `key` is `customer`'s, for `life`. Returns the surplus beyond the newest [`MOST_PER_CUSTOMER`]: it stands
-    /// in the index, to be ended with the others, until it is taken out with [`Self::unindex`].
+    /// Notes that `key` is `customer`'s, for `life`. Returns the session that is one too many beside the newest
+    /// [`MOST_PER_CUSTOMER`]: it stands in the index, to be ended with the others, until it is taken out with
+    /// [`Self::unindex`]. What was too many before was returned before.
     async fn index(
         &self,
         customer: &CustomerName,
         key: &SessionKey,
         life: Duration,
-    ) -> Result<Vec<SessionKey>, StoreError>;
+    ) -> Result<Option<SessionKey>, StoreError>;
 
     /// Forgets that `key` is `customer`'s: it takes no room among those that are remembered.
     async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError>;

@@ -313,14 +313,14 @@ impl SessionStore for RedisStore {
         customer: &CustomerName,
         key: &SessionKey,
         life: Duration,
-    ) -> Result<Vec<SessionKey>, StoreError> {
+    ) -> Result<Option<SessionKey>, StoreError> {
         let now = self.clock.now();
         let [_, index] = customer_keys(customer);
         let (key, end, now, life) =
             (key.to_text(), now.after(life).millis().to_string(), now.millis().to_string(), millis(life));
         let arguments = [key.as_bytes(), end.as_bytes(), now.as_bytes(), life.as_bytes()];
-        let surplus: Vec<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
-        Ok(surplus.iter().filter_map(|key| SessionKey::parse(key)).collect())
+        let surplus: Option<String> = self.invoke_durably(&self.scripts.index, &[&index], &arguments).await?;
+        Ok(surplus.and_then(|key| SessionKey::parse(&key)))
     }
 
     async fn unindex(&self, customer: &CustomerName, key: &SessionKey) -> Result<(), StoreError> {

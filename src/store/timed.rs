@@ -82,7 +82,7 @@ impl LayeredStore {
         customer: &CustomerName,
         key: &SessionKey,
         life: Duration,
-    ) -> Result<Vec<SessionKey>, StoreError> {
+    ) -> Result<Option<SessionKey>, StoreError> {
         self.timed(StoreOperation::Index, self.store.index(customer, key, life)).await
     }
 

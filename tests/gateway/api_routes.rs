@@ -362,7 +362,7 @@ async fn a_handle_or_placeholder_in_the_target_of_an_api_route_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upstream_cannot_set_our_cookie_nor_share_what_a_session_received() {
-    const PER_CREDENTIAL: &str = "Authorization, Cookie, saas-token";
+    const PER_CREDENTIAL: &str = "Authorization, Cookie, saas-token, Emporix-Tenant";
     let world = World::new().await;
     let visitor = world.visitor().await;
     let answers = async |headers: serde_json::Value, line: &str, bearer: bool| {

@@ -267,6 +267,24 @@ async fn a_verdict_that_was_under_way_when_its_key_was_changed_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn guests_of_another_site_are_others_and_of_the_same_site_the_same() {
+    let world = World::new().await;
+    let gateway = ProcessReplica::start(&world, &[]).await;
+    let reads = async || world.ask_at(gateway.public, "GET /product/acme/products").send().await.status;
+    assert_eq!(reads().await, 200);
+    let applied = || gateway.metric(r#"gateway_config_reloads_total{outcome="applied"}"#);
+    for (section, minted) in [("hosts: [acme.example.com]", 1), ("site: {site_code: other}", 2)] {
+        let before = applied();
+        let section = format!("tenants:\n  acme:\n    {section}\n");
+        gateway.configure(|text| text.replace("tenants:\n  acme:\n", &section));
+        gateway.hang_up();
+        eventually("it is taken", async || applied() > before).await;
+        assert_eq!(reads().await, 200);
+        assert_eq!(world.simulator.calls("anonymous_login").await, minted, "{section}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_adopted_works_on_when_nothing_is_adopted_any_more() {
     let world = World::builder().redis().start().await;
     let gateway = ProcessReplica::start(&world, &[]).await;

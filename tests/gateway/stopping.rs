@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -148,6 +149,42 @@ async fn a_request_that_comes_as_the_gateway_goes_is_answered_or_was_never_begun
         eventually("the gateway goes", async || gateway.has_ended()).await;
     }
     assert!(answered > 0, "some came in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_traffic_that_never_ceases_whatever_was_begun_is_answered() {
+    let world = World::new().await;
+    let mut gateway = ProcessReplica::start(&world, &[("LISTEN__DRAIN_TIMEOUT", "3s")]).await;
+    let access = Tokens::of(&world.ask_at(gateway.public, ANONYMOUS_LOGIN).send().await).access;
+    world.simulator.fault(json!({"operation": "api", "mode": "delay", "delay_ms": 300, "times": null})).await;
+    world.simulator.forget_calls().await;
+    let answered = Arc::new(AtomicU64::new(0));
+    let shoppers: Vec<_> = (0..8)
+        .map(|_| {
+            let (answered, public) = (answered.clone(), gateway.public);
+            let asked = format!(
+                "GET {PRODUCTS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {access}\r\n\r\n"
+            );
+            tokio::spawn(async move {
+                while let Ok(mut connection) = TcpStream::connect(public).await {
+                    let mut answer = Vec::new();
+                    let _ = connection.write_all(asked.as_bytes()).await;
+                    let _ = connection.read_to_end(&mut answer).await;
+                    let text = String::from_utf8_lossy(&answer);
+                    let whole = text.starts_with("HTTP/1.1 200") && text.contains("Espresso");
+                    assert!(whole || text.is_empty(), "{text}");
+                    answered.fetch_add(whole.into(), Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    eventually("they are served", async || answered.load(Ordering::SeqCst) > 16).await;
+    gateway.terminate();
+    eventually("the gateway goes", async || gateway.has_ended()).await;
+    for shopper in shoppers {
+        shopper.await.unwrap();
+    }
+    assert_eq!(world.simulator.calls("api").await, answered.load(Ordering::SeqCst));
 }
 
 #[tokio::test(flavor = "multi_thread")]

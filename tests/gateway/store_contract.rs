@@ -261,21 +261,21 @@ async fn a_customer_has_sessions(store: &dyn SessionStore) {
     assert_eq!(store.customer(&CustomerName::of(TenantId::parse("globex").unwrap(), "1")).await.unwrap().keys, []);
 }
 
-async fn the_index_says_which_session_it_has_no_room_for(store: &dyn SessionStore) {
+async fn the_index_says_which_session_is_one_too_many(store: &dyn SessionStore) {
     let john = customer(5);
-    let first = SessionKey::random().unwrap();
-    assert_eq!(store.index(&john, &first, HOUR).await, Ok(Vec::new()));
+    let [first, second, third] = [(); 3].map(|()| SessionKey::random().unwrap());
+    assert_eq!(store.index(&john, &first, HOUR).await, Ok(None));
     for _ in 1..MOST_PER_CUSTOMER {
-        assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(Vec::new()));
+        assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 3 * HOUR).await, Ok(None));
     }
-    for _ in 0..2 {
-        let last = SessionKey::random().unwrap();
-        assert_eq!(store.index(&john, &last, 2 * HOUR).await, Ok(vec![first]));
-        assert!(store.customer(&john).await.unwrap().keys.contains(&first), "it is ended with the others until it has");
-        store.unindex(&john, &last).await.unwrap();
+    assert_eq!(store.index(&john, &second, 2 * HOUR).await, Ok(Some(first)));
+    assert_eq!(store.index(&john, &third, 3 * HOUR).await, Ok(Some(second)), "the first was said before");
+    let keys = store.customer(&john).await.unwrap().keys;
+    assert!(keys.contains(&first) && keys.contains(&second), "they are ended with the others until they have");
+    for key in [&first, &second, &third] {
+        store.unindex(&john, key).await.unwrap();
     }
-    store.unindex(&john, &first).await.unwrap();
-    assert_eq!(store.index(&john, &SessionKey::random().unwrap(), 2 * HOUR).await, Ok(Vec::new()));
+    assert_eq!(store.index(&john, &third, 3 * HOUR).await, Ok(None));
     assert_eq!(store.customer(&john).await.unwrap().keys.len(), MOST_PER_CUSTOMER);
 }
 
@@ -400,7 +400,7 @@ pub async fn holds_the_contract(store: &dyn SessionStore) {
     an_alias_names_one_session_or_none_for_good(store).await;
     an_alias_may_keep_its_first_session(store).await;
     a_customer_has_sessions(store).await;
-    the_index_says_which_session_it_has_no_room_for(store).await;
+    the_index_says_which_session_is_one_too_many(store).await;
     a_session_that_is_forgotten_makes_room_in_its_customers_index(store).await;
     what_is_asked_twice_is_done_once(store).await;
     a_customers_session_leaves_the_index_with_its_life(store).await;

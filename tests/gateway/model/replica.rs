@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use emporix_gateway::broker::{Broker, BrokerSettings, Services, Tenant};
+use emporix_gateway::broker::{Broker, BrokerSettings, GuestToken, Services, Tenant};
 use emporix_gateway::clock::Clock;
 use emporix_gateway::config::{HotCacheSection, RefreshAuthorizer, RefreshReuse, SaasTokenSection};
 use emporix_gateway::identity::emporix::client;
@@ -163,6 +163,7 @@ fn tenant(name: &str, clock: &Arc<dyn Clock>) -> (TenantId, Tenant) {
         adopt_until: None,
         webhook: None,
         services: Services::default(),
+        guest: GuestToken::default(),
     };
     (id, tenant)
 }

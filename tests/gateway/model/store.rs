@@ -290,7 +290,7 @@ impl SessionStore for GatedStore {
         customer: &CustomerName,
         key: &SessionKey,
         life: Duration,
-    ) -> Result<Vec<SessionKey>, StoreError> {
+    ) -> Result<Option<SessionKey>, StoreError> {
         let (customer, key) = (customer.clone(), *key);
         self.call(of("index", &key), move |store| at_once(store.records.index(&customer, &key, life))).await
     }
