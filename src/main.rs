@@ -181,9 +181,16 @@ fn checked(file: &ConfigFile) -> Result<(Config, Vec<String>), Failure> {
     Ok((reading.accepted().map_err(|faults| (FAULTY, faults.to_string()))?, warnings))
 }
 
+/// The same of a configuration that is followed.
+fn followed(file: &ConfigFile) -> Result<(Config, Vec<String>), Failure> {
+    config::files::expect_regular(&file.config)
+        .map_err(|error| (FAULTY, format!("{}: cannot be read: {error}", file.config.display())))?;
+    checked(file)
+}
+
 fn serve(serving: &Serving) -> Result<(), Failure> {
     let read_at = SystemClock.now();
-    let (config, warnings) = checked(&serving.file)?;
+    let (config, warnings) = followed(&serving.file)?;
     let levels = telemetry::start_logging(&config.log, std::io::stderr);
     let levels = levels.map_err(|error| (UNAVAILABLE, error.to_string()))?;
     warn(&warnings);
@@ -196,7 +203,7 @@ fn serve(serving: &Serving) -> Result<(), Failure> {
         file: file.config.clone(),
         read_at,
         load: Box::new(move || {
-            let (config, warnings) = checked(&file).map_err(|(_, faults)| faults)?;
+            let (config, warnings) = followed(&file).map_err(|(_, faults)| faults)?;
             warn(&warnings);
             Ok(config)
         }),

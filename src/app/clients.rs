@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::listeners::TlsAccept;
@@ -12,6 +13,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use x509_parser::parse_x509_certificate;
 
 use crate::edge::listener::Stranger;
 
@@ -50,9 +52,12 @@ impl ClientRoots {
         current
     }
 
-    fn know(&self, chain: &[CertificateDer<'_>]) -> bool {
+    /// Whether they stand behind `chain`, which was judged in time when it was shown: one that has ended since says nothing of
+    /// the certificate that its owner has by now.
+    fn stand_behind(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, more)) = chain.split_first() else { return false };
-        self.verify_client_cert(own, more, UnixTime::now()).is_ok()
+        let then = last_of(own).map_or_else(UnixTime::now, |last| last.min(UnixTime::now()));
+        self.verify_client_cert(own, more, then).is_ok()
     }
 }
 
@@ -99,7 +104,44 @@ pub(super) struct Doorkeeper(pub(super) Arc<ClientRoots>);
 #[async_trait]
 impl TlsAccept for Doorkeeper {
     async fn handshake_complete_callback(&self, tls: &TlsRef) -> Option<Arc<dyn Any + Send + Sync>> {
-        let is_known = self.0.know(tls.peer_cert_chain_der().unwrap_or_default());
+        let is_known = self.0.stand_behind(tls.peer_cert_chain_der().unwrap_or_default());
         (!is_known).then(|| Arc::new(Stranger) as Arc<dyn Any + Send + Sync>)
+    }
+}
+
+/// The last second of a certificate.
+fn last_of(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
+    let last = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_secs(last)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn who_shook_hands_in_time_is_known_as_long_as_his_authority_is() {
+        crate::app::install_cryptography();
+        let [known, other] = [(); 2].map(|()| {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        });
+        let roots_of = |issuer: &CertifiedIssuer<'_, KeyPair>| {
+            let mut roots = RootCertStore::empty();
+            roots.add(issuer.der().clone()).unwrap();
+            ClientRoots::new(roots).unwrap()
+        };
+        let mut params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        let chain = [params.signed_by(&KeyPair::generate().unwrap(), &known).unwrap().der().clone()];
+        let roots = roots_of(&known);
+        assert!(roots.verify_client_cert(&chain[0], &[], UnixTime::now()).is_err(), "a handshake takes it no more");
+        assert!(roots.stand_behind(&chain));
+        roots.take(&roots_of(&other));
+        assert!(!roots.stand_behind(&chain) && !roots.stand_behind(&[]));
     }
 }

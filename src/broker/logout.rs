@@ -85,10 +85,9 @@ impl Broker {
         self.go_on(async move {
             until_taken(&customer.tenant, || async {
                 let event = SessionEvent::RevokedElsewhere;
-                let met = broker.end_theirs(&customer, &old, now, event, &mut Revoked::default()).await?;
-                match met {
-                    Met::Nothing => broker.store.unindex(&customer, &old).await,
-                    Met::Ended | Met::Later => Ok(()),
+                match broker.end_theirs(&customer, &old, now, event, &mut Revoked::default()).await? {
+                    Met::Ended | Met::Nothing => broker.store.unindex(&customer, &old).await,
+                    Met::Later => Ok(()),
                 }
             })
             .await;

@@ -1,5 +1,5 @@
 //! The files that a configuration is made of: read as a whole, or refused with the reason.
-//! Only regular files are, and only up to a bound: a pipe would keep its reader waiting for ever, and a device never end.
+//! Up to a bound, and what is followed only where it is a regular file: a pipe would keep its reader waiting for ever.
 
 use std::fmt;
 use std::fs::{File, metadata};
@@ -19,16 +19,25 @@ pub const MOST_SECRET: u64 = 64 * 1024;
 /// Certificates, their keys, and the keys of `saas_token`s.
 pub const MOST_KEYS: u64 = 1024 * 1024;
 
-/// Reads `path`, a file of `most` bytes at most.
+/// Reads `path`, a regular file of `most` bytes at most.
 ///
 /// # Errors
 /// When it is another thing, larger, or cannot be read.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    expect_regular(path)?;
+    read_once(path, most)
+}
+
+/// # Errors
+/// When `path` is no file that can be read again and again.
+pub fn expect_regular(path: &Path) -> io::Result<()> {
     let kind = metadata(path)?.file_type();
     // A folder says itself that it is one.
-    if !kind.is_file() && !kind.is_dir() {
-        return Err(io::Error::other("it is no regular file"));
-    }
+    if kind.is_file() || kind.is_dir() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Reads `path`, which may be a pipe.
+fn read_once(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
@@ -42,7 +51,19 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As there, and when it is no text.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read(path, most)?).map_err(|_| io::Error::other("it is no text in UTF-8"))
+    read(path, most).and_then(text)
+}
+
+/// The same of what may be a pipe.
+///
+/// # Errors
+/// As there.
+pub fn read_text_once(path: &Path, most: u64) -> io::Result<String> {
+    read_once(path, most).and_then(text)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is no text in UTF-8"))
 }
 
 /// A file that a key names, with what it held when the configuration was read: one that was written anew is another one.

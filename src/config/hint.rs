@@ -47,14 +47,14 @@ fn hinted(message: String, files: impl Iterator<Item = String>) -> String {
     else {
         return message;
     };
-    let mut words = rest.split('`').step_by(2);
-    let Some(unknown) = words.next() else { return message };
+    let end = ["`, expected ", "`, there are no "].iter().find_map(|end| rest.rfind(end));
+    let Some((unknown, known)) = end.and_then(|end| rest.split_at_checked(end)) else { return message };
     if !unknown.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
         // No slip of any word: an address with a password, perhaps.
         return message.replacen(&format!("`{unknown}`"), "word", 1);
     }
     let files: Vec<String> = files.filter(|_| message.starts_with("unknown field")).collect();
-    let known = rest.split('`').skip(2).step_by(2).chain(files.iter().map(String::as_str));
+    let known = known.split('`').skip(2).step_by(2).chain(files.iter().map(String::as_str));
     let meant = nearest(unknown, known).map(str::to_owned);
     let meant = meant.or_else(|| message.starts_with("unknown field").then(|| elsewhere(unknown)).flatten());
     match meant {
@@ -134,6 +134,7 @@ mod tests {
             ("invalid type: map, expected a duration", "expected a duration, found a section"),
             ("invalid type: null, expected a string", "expected a text, found nothing"),
             ("invalid type: boolean `true`, expected f64", "expected a number, found true or false"),
+            ("unknown variant `redis://:h`ush@h`, expected `a`", "unknown variant word, expected `a`"),
             (
                 "unknown variant `redis://:hush@h`, expected `memory` or `redis`",
                 "unknown variant word, expected `memory` or `redis`",

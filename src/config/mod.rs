@@ -141,7 +141,7 @@ impl Reading {
     /// Reads `file`, overlaid by `environment` (names and values).
     pub fn of(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Self {
         let name = file.display().to_string();
-        match files::read_text(file, files::MOST_CONFIGURATION) {
+        match files::read_text_once(file, files::MOST_CONFIGURATION) {
             Ok(text) => Self::parse(&name, &text, environment),
             Err(error) => Self::failed(&name, Fault::at(None, "", format!("cannot be read: {error}"))),
         }

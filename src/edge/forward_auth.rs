@@ -18,7 +18,7 @@ use super::respond::Answer;
 use super::route::{ApiRoute, Route};
 use super::slots::SAAS_TOKEN;
 use super::target::Target;
-use super::visit::peer_of;
+use super::visit::{is_among, peer_of};
 use super::{CurrentGateway, Gateway, Visit, check_framing, check_size, headers, is_registered, proof};
 use crate::broker::Permit;
 use crate::config::routes::{OnSuccess, RouteLimit};
@@ -71,7 +71,7 @@ impl Gateway {
     }
 
     fn trusts_peer_of(&self, http: &ServerSession) -> bool {
-        peer_of(http).is_some_and(|peer| self.forward_auth.trusted_peers.iter().any(|net| net.contains(&peer)))
+        peer_of(http).is_some_and(|peer| is_among(self.forward_auth.trusted_peers.iter(), peer))
     }
 
     async fn verdict<'g>(

@@ -22,7 +22,7 @@ use super::respond::Answer;
 use super::visit::Visit;
 use super::{CurrentGateway, Ended, Gateway, is_registered};
 use crate::error::GatewayError;
-use crate::telemetry::{Census, Outcome, RouteClass};
+use crate::telemetry::{Census, Outcome, RouteClass, Seldom};
 
 /// How long an idle connection is kept, in seconds.
 pub(super) const KEEPALIVE_SECONDS: u64 = 60;
@@ -89,6 +89,9 @@ impl Listener {
     }
 }
 
+static STRANGERS: Seldom =
+    Seldom::new("a client took up a TLS session of before, of an authority that is gone: it has to forget it");
+
 /// Marks a connection whose client is not to be served, whatever its handshake came to.
 pub struct Stranger;
 
@@ -101,6 +104,7 @@ impl ServerApp for Listener {
     /// HTTP/1.1 goes on in a task of its own: Pingora's holds the room for a TLS handshake as long as it lives.
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         if is_strange(&stream) {
+            STRANGERS.warn();
             return None;
         }
         if stream.selected_alpn_proto() == Some(ALPN::H2) {

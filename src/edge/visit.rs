@@ -190,7 +190,7 @@ impl Gateway {
     /// The client's address: the connection's, or what proxies that are trusted, or among `peers`, say of it.
     pub(super) fn client_address(&self, http: &ServerSession, peers: &[IpNet]) -> Option<IpAddr> {
         let peer = peer_of(http)?;
-        let trusted = |address: &IpAddr| self.trusted_proxies.iter().chain(peers).any(|net| net.contains(address));
+        let trusted = |address: &IpAddr| is_among(self.trusted_proxies.iter().chain(peers), *address);
         if !trusted(&peer) {
             return Some(peer);
         }
@@ -206,6 +206,15 @@ impl Gateway {
         }
         Some(last)
     }
+}
+
+/// Whether one of `networks` holds `address`, which may be named in either family's form where it is of IPv4.
+pub(super) fn is_among<'n>(mut networks: impl Iterator<Item = &'n IpNet>, address: IpAddr) -> bool {
+    let mapped = match address {
+        IpAddr::V4(address) => Some(IpAddr::V6(address.to_ipv6_mapped())),
+        IpAddr::V6(_) => None,
+    };
+    networks.any(|net| net.contains(&address) || mapped.is_some_and(|mapped| net.contains(&mapped)))
 }
 
 /// Who speaks on this connection: an IPv4 address also where the listener is on `[::]`, which sees it as `::ffff:…`.

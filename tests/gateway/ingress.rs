@@ -386,12 +386,14 @@ async fn a_peer_that_is_not_trusted_is_told_nothing() {
 /// A listener on `[::]` sees IPv4 peers as `::ffff:…`, and networks are named as they are everywhere else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_of_ipv4_is_known_on_a_listener_of_ipv6() {
-    let listener = free_port();
-    let peers = giving_verdicts(listener, r#"["127.0.0.1/32"]"#);
-    let world = peers.set("FORWARD_AUTH__LISTEN", format!("[::ffff:127.0.0.1]:{listener}")).start().await;
-    let john = world.customer().await;
-    let passed = verdict(&world, listener, ORDERS).bearer(&john.tokens.access).stream().await;
-    assert_eq!(passed.status(), 200);
+    for network in ["127.0.0.1/32", "::ffff:127.0.0.0/104"] {
+        let listener = free_port();
+        let peers = giving_verdicts(listener, &format!(r#"["{network}"]"#));
+        let world = peers.set("FORWARD_AUTH__LISTEN", format!("[::ffff:127.0.0.1]:{listener}")).start().await;
+        let john = world.customer().await;
+        let passed = verdict(&world, listener, ORDERS).bearer(&john.tokens.access).stream().await;
+        assert_eq!(passed.status(), 200, "{network}");
+    }
 }
 
 /// A proxy would take a connection that closes without a word for broken, and ask again.

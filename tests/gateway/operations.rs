@@ -160,6 +160,19 @@ fn a_variable_that_is_no_text_is_a_fault_where_it_is_ours_and_nothing_elsewhere(
 }
 
 #[test]
+fn a_configuration_may_come_through_a_pipe_where_it_is_not_followed() {
+    let piped = |command: &str| {
+        let program = env!("CARGO_BIN_EXE_emporix-gateway");
+        let script = format!("cat {DEMO} | {program} {command} --config /dev/stdin");
+        said(&Command::new("sh").args(["-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap())
+    };
+    assert_eq!(piped("check-config").0, Some(0));
+    assert!(piped("print-config").1.contains("client_id: storefront"));
+    let (code, _, fault) = piped("serve");
+    assert_eq!((code, &*fault), (Some(64), "/dev/stdin: cannot be read: it is no regular file\n"));
+}
+
+#[test]
 fn a_faulty_file_is_refused_with_every_place_named() {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     std::fs::write(file.path(), "listen:\n  colour: red\nstore:\n  kind: mongo\ntenants: {acme: {client_id: x}}\n")
