@@ -2,7 +2,7 @@
 
 import re
 
-from checks.chart import refusal, storefront, with_files
+from checks.chart import refusal, render, storefront, with_files
 from checks.configurations import ROOT
 from checks.documents import at
 
@@ -68,6 +68,10 @@ def a_secret_in_the_configuration_is_refused(made):
         key = re.sub(r"\w+\.\*", lambda within: within[0].replace("*", names[within[0]]), pattern)
         told = refusal({"config": holding(SINGLE["config"], key.split("."), "https://user:hush@there")})
         assert f"config.{key} would be readable" in told and "hush" not in told, key
+    for key in ("upstream.base_url", "store.redis.nodes", "tenants.acme.saas_token.jwks_url"):
+        there = ["redis://user:hush@there"] if key.endswith("nodes") else "https://user:hush@there"
+        told = refusal({"config": holding(SINGLE["config"], key.split("."), there)})
+        assert f"config.{key} names a user" in told and "hush" not in told, key
     plain = {"store": REDIS, "traces": {"otlp_endpoint": "http://collector:4318/v1/traces"}}
     assert "collector:4318" in config_text(made(with_config(**plain)))
 
@@ -191,6 +195,11 @@ def listeners_and_services_are_of_the_clusters_address_families(made):
     # `[::]` takes IPv4 too.
     text = config_text(documents)
     assert text.count("'[::]:") == 4 and " 0.0.0.0" not in text
+    for dual in ("PreferDualStack", "RequireDualStack"):
+        assert config_text(made({**listening, "service": {"ipFamilyPolicy": dual}})).count("'[::]:") == 4, dual
+    alone = {**listening, "service": {"ipFamilies": ["IPv6"]}}
+    assert "forwardAuth.trustedPeers needs a network of IPv6" in refusal(alone)
+    made({**alone, "forwardAuth": {"enabled": True, "trustedPeers": ["fd00::/8"]}})
     documents = made({**listening, "service": {"ipFamilies": ["IPv4"]}})
     assert config_text(documents).count(" 0.0.0.0:") == 4
     for wrong in ({"ipFamilyPolicy": "DualStack"}, {"ipFamilies": ["IPv5"]}):
@@ -273,7 +282,11 @@ def a_route_to_a_tls_port_says_whose_certificate_is_there(made):
     system = {**route, "backendTls": {"hostname": "shop.example.com"}}
     assert at(the(made({**SINGLE, **tls, "httpRoute": system}), "BackendTLSPolicy"), "spec.validation") == {
         "hostname": "shop.example.com", "wellKnownCACertificates": "System"}
-    assert "BackendTLSPolicy" not in kinds(made({**SINGLE, "httpRoute": route}))
+    elsewhere = {**route, "backendTls": {"enabled": False}}
+    for values in ({"httpRoute": route}, {**tls, "httpRoute": elsewhere}):
+        assert "BackendTLSPolicy" not in kinds(made({**SINGLE, **values}))
+    for wrong in ({"hostname": "*.example.com"}, {"hostname": "10.0.0.1"}, {"caConfigMap": "a b"}):
+        assert "don't meet" in refusal({**SINGLE, **tls, "httpRoute": {**route, "backendTls": wrong}})
 
 
 def a_disruption_budget_counts_the_replicas(made):
@@ -335,6 +348,12 @@ def what_the_configuration_names_can_be_reached(made):
     nodes = {"topology": "cluster", "nodes": ["redis://a:7000", "redis://b:7001", "redis://c"]}
     spec = the(made({**with_config(store={**REDIS, "redis": nodes}), **open_to}), "NetworkPolicy")["spec"]
     assert outward(spec) == [53, 53, 443, 6379, 26379, 7000, 7001]
+    odd = {"traces": {"otlp_endpoint": "HTTP://collector:04318"}, "store": {**REDIS, "redis": {"url": "redis://a"}}}
+    spec = the(made({**with_config(**odd), **open_to}), "NetworkPolicy")["spec"]
+    assert outward(spec) == [53, 53, 443, 4318, 6379, 26379]
+    # A section that is left empty is told of by the gateway, in words.
+    for empty in ({"traces": None, "upstream": None}, {"store": {**REDIS, "redis": {"nodes": None}}}):
+        render({**with_config(**empty), **open_to})
 
 
 def outward(policy):

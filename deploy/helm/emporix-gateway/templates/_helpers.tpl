@@ -40,7 +40,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- define "emporix-gateway.config" -}}
 {{/* `[::]` takes IPv4 too. */}}
-{{- $any := ternary "[::]" "0.0.0.0" (has "IPv6" .Values.service.ipFamilies) -}}
+{{- $has6 := or (has "IPv6" .Values.service.ipFamilies) (hasSuffix "DualStack" .Values.service.ipFamilyPolicy) -}}
+{{- $any := ternary "[::]" "0.0.0.0" $has6 -}}
 {{- $listen := dict "public" (printf "%s:%d" $any (int .Values.ports.public)) -}}
 {{- if .Values.tls.existingSecret -}}
 {{- $_ := set $listen "tls" (include "emporix-gateway.certificate" "/run/secrets/tls" | fromYaml) -}}

@@ -4,7 +4,7 @@
 {{- $config := .Values.config -}}
 
 {{- $replicas := ternary .Values.autoscaling.maxReplicas .Values.replicaCount .Values.autoscaling.enabled | int -}}
-{{- if and (gt $replicas 1) (ne (dig "store" "kind" "memory" $config) "redis") -}}
+{{- if and (gt $replicas 1) (ne (include "emporix-gateway.storeKind" .) "redis") -}}
 {{- fail (printf "%d replicas need config.store.kind: redis. In memory each has sessions of its own." $replicas) -}}
 {{- end -}}
 
@@ -37,9 +37,21 @@
 {{- include "emporix-gateway.readable" $key -}}
 {{- end -}}
 {{- end -}}
-{{- range $index, $key := dig "store" "seal" "keys" list $config -}}
+{{- $keys := include "emporix-gateway.at" (dict "config" $config "key" "store.seal.keys") | default "[]" | fromJsonArray -}}
+{{- range $index, $key := $keys -}}
 {{- if $key.secret -}}
 {{- include "emporix-gateway.readable" (printf "store.seal.keys.%d.secret" $index) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The gateway takes no user in these, and has no file for them. */}}
+{{- $bare := list "upstream.base_url" "store.redis.nodes" -}}
+{{- range $tenant, $_ := $config.tenants -}}
+{{- $bare = append $bare (printf "tenants.%s.saas_token.jwks_url" $tenant) -}}
+{{- end -}}
+{{- range $key := $bare -}}
+{{- if contains "@" (include "emporix-gateway.at" (dict "config" $config "key" $key)) -}}
+{{- fail (printf "config.%s names a user, who would be readable in a ConfigMap. The gateway takes none there." $key) -}}
 {{- end -}}
 {{- end -}}
 
@@ -61,9 +73,17 @@
 {{- fail "service.externalTrafficPolicy needs service.type: LoadBalancer or NodePort." -}}
 {{- end -}}
 
-{{- with .Values.httpRoute -}}
-{{- if and .enabled (ne (empty $.Values.tls.existingSecret) (empty .backendTls.hostname)) -}}
-{{- fail "httpRoute.backendTls.hostname is needed with tls.existingSecret, and only there: it is who the certificate names." -}}
+{{- if and .Values.forwardAuth.enabled (eq (join "," .Values.service.ipFamilies) "IPv6") -}}
+{{- if not (contains ":" (join "," .Values.forwardAuth.trustedPeers)) -}}
+{{- fail "forwardAuth.trustedPeers needs a network of IPv6: in a cluster of IPv6 alone no other peer comes." -}}
+{{- end -}}
+{{- end -}}
+
+{{- $backend := .Values.httpRoute.backendTls -}}
+{{- if and (eq .Values.mode "deployment") .Values.httpRoute.enabled $backend.enabled -}}
+{{- if ne (empty .Values.tls.existingSecret) (empty $backend.hostname) -}}
+{{- $who := "it is who the certificate names. Where another policy says it, set httpRoute.backendTls.enabled: false." -}}
+{{- fail (printf "httpRoute.backendTls.hostname is needed with tls.existingSecret, and only there: %s" $who) -}}
 {{- end -}}
 {{- end -}}
 
@@ -80,6 +100,10 @@
 {{- $place = get $place . -}}
 {{- end -}}
 {{- if $place }}{{ toJson $place }}{{ end -}}
+{{- end }}
+
+{{- define "emporix-gateway.storeKind" -}}
+{{ include "emporix-gateway.at" (dict "config" .Values.config "key" "store.kind") | trimAll "\"" | default "memory" }}
 {{- end }}
 
 {{- define "emporix-gateway.readable" -}}
