@@ -117,11 +117,6 @@ impl App {
         // Heard from the start: unheard, it would end the process.
         let hangups = runtime.block_on(async { signal(SignalKind::hangup()) });
         let hangups = hangups.map_err(|error| StartError::Unavailable(format!("SIGHUP cannot be heard: {error}")))?;
-        if config.refresh.lease < config.identity.timeout {
-            tracing::warn!(
-                "refresh.lease is shorter than identity.timeout: a leader that cannot renew it may be overtaken"
-            );
-        }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::Config(error.to_string()))?);
         let mut errands = Errands::default();
         let redis = redis_store(config, &clock, &metrics, &mut errands)?;

@@ -33,6 +33,10 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Finding> {
     found.extend(
         others.map(|others| Finding::warning("listen.upgrade_socket", format!("--upgrade refuses it: {others}"))),
     );
+    if config.refresh.lease < config.identity.timeout {
+        let overtaken = "shorter than identity.timeout: a leader that cannot renew it may be overtaken";
+        found.push(Finding::warning("refresh.lease", overtaken));
+    }
     let trusting = [
         ("listen.trusted_proxies", &config.listen.trusted_proxies, "every client chooses its address"),
         ("forward_auth.trusted_peers", &config.forward_auth.trusted_peers, "whoever reaches it is told real tokens"),

@@ -11,7 +11,7 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::doors::Doors;
 use crate::edge::CurrentGateway;
@@ -136,6 +136,7 @@ impl Stop {
     }
 
     async fn drain(&self, looks: u32) {
+        let bound = Instant::now() + self.drain_timeout;
         let gateway = self.gateway.load_full();
         gateway.drain();
         tracing::info!(under_way = gateway.under_way(), "draining");
@@ -148,7 +149,7 @@ impl Stop {
         };
         // Where new requests never cease to come, the last that are begun have the rest of the time to end.
         let rest = (self.drain_timeout / 3).min(LONGEST_REST);
-        let _ = timeout(self.drain_timeout - rest, idle).await;
+        let _ = timeout_at(bound - rest, idle).await;
         self.doors.close();
         gateway.close();
         let ended = async {
@@ -159,6 +160,6 @@ impl Stop {
             } {}
         };
         // What is still under way after the bound is cut off.
-        let _ = timeout(rest, ended).await;
+        let _ = timeout_at(bound, ended).await;
     }
 }

@@ -27,6 +27,9 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
     if config.listen.threads == 0 {
         fault("listen.threads", "expected 1 or more");
     }
+    if config.listen.drain_timeout > Duration::from_secs(86_400) {
+        fault("listen.drain_timeout", "expected a day at most");
+    }
     if !(0.01..=0.9).contains(&config.refresh.margin) {
         fault("refresh.margin", "expected a share from 0.01 to 0.9");
     }

@@ -52,7 +52,7 @@ fn everything_that_is_wrong_is_said_at_once_with_its_line() {
     let [certificate, _] = folder.certificate("one", 2099);
     let [_, key] = folder.certificate("other", 2099);
     let text = format!(
-        "listen:\n  trheads: 4\n  tls:\n    certificate_file: {}\n    key_file: {}\n\
+        "listen:\n  trheads: 4\n  drain_timeout: 2days\n  tls:\n    certificate_file: {}\n    key_file: {}\n\
          tenants:\n  acme:\n    client_id: x\n    webhook:\n      secret_file: /nowhere/webhook\n\
          store:\n  kind: redis\n  redis:\n    url: redis://:hush-hush@[host\n    ca_file: /nowhere/ca\n\
          routes:\n  - path: /fine/{{tenant}}\n  - path: no-slash\n  - methods: [GET]\n  - path: /x/{{a}}/{{b}}*\n",
@@ -63,12 +63,13 @@ fn everything_that_is_wrong_is_said_at_once_with_its_line() {
     assert_eq!(code, Some(64), "{lines:#?}");
     let expected = [
         ("2:3: listen.trheads: unknown field `trheads`", "did you mean `threads`?"),
-        ("5:5: listen.tls.key_file: ", "this key does not belong to the certificate of "),
-        ("10:7: tenants.acme.webhook.secret_file: cannot read /nowhere/webhook", ""),
-        ("11:1: store.seal.active: ", ""),
-        ("14:5: store.redis.url: expected redis://", ""),
-        ("15:5: store.redis.ca_file: /nowhere/ca: ", ""),
-        ("19:5: routes.2: missing field `path`", ""),
+        ("3:3: listen.drain_timeout: expected a day at most", ""),
+        ("6:5: listen.tls.key_file: ", "this key does not belong to the certificate of "),
+        ("11:7: tenants.acme.webhook.secret_file: cannot read /nowhere/webhook", ""),
+        ("12:1: store.seal.active: ", ""),
+        ("15:5: store.redis.url: expected redis://", ""),
+        ("16:5: store.redis.ca_file: /nowhere/ca: ", ""),
+        ("20:5: routes.2: missing field `path`", ""),
     ];
     assert!(!lines.concat().contains("hush-hush"), "{lines:#?}");
     assert_eq!(lines.len(), expected.len(), "{lines:#?}");
@@ -157,6 +158,7 @@ fn what_can_be_served_and_had_better_be_looked_at_is_a_warning() {
             &*socket(Path::new("/tmp")),
             "4:10: listen.upgrade_socket: --upgrade refuses it: others may enter /tmp",
         ),
+        (String::new(), "refresh: {lease: 5s}\n", "4:11: refresh.lease: shorter than identity.timeout: "),
         (
             String::new(),
             "listen: {trusted_proxies: [10.0.0.0/8, '::/0']}\n",
