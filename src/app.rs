@@ -9,7 +9,7 @@ mod reload;
 mod stop;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -193,7 +193,7 @@ impl App {
         let doors = Doors::default();
         if let Some(socket) = &self.arrival {
             // Pingora would end the process where nobody comes.
-            doors.take_over(socket, &addresses(&self.config).map(|(_, address)| address.to_string()).collect())?;
+            doors.take_over(socket, &self.config.listeners().map(|(_, address)| address.to_string()).collect())?;
         }
         let mut server = Server::new_with_opt_and_conf(Opt::default(), server_conf(listen));
         server.bootstrap();
@@ -255,20 +255,9 @@ fn server_conf(listen: &ListenSection) -> ServerConf {
 /// What goes on beside the requests, from when all is built.
 type Errands = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
-/// The addresses of all listeners, by key.
-fn addresses(config: &Config) -> impl Iterator<Item = (&'static str, SocketAddr)> {
-    let addresses = [
-        ("listen.public", Some(config.listen.public)),
-        ("admin.listen", Some(config.admin.listen)),
-        ("forward_auth.listen", config.forward_auth.listen),
-        ("internal.listen", config.internal.listen),
-    ];
-    addresses.into_iter().filter_map(|(key, address)| Some((key, address?)))
-}
-
 /// Whether every address can be listened on, before anything begins.
 fn try_addresses(config: &Config) -> Result<(), StartError> {
-    for (key, address) in addresses(config) {
+    for (key, address) in config.listeners() {
         TcpListener::bind(address)
             .map_err(|error| StartError::Unavailable(format!("{key}: cannot listen on {address}: {error}")))?;
     }

@@ -89,9 +89,7 @@ impl Certificate {
 
     /// When the one that is shown now ends, in seconds since 1970.
     fn ends(&self) -> Option<usize> {
-        let shown = self.now.load();
-        let (_, certificate) = parse_x509_certificate(shown.cert.first()?).ok()?;
-        usize::try_from(certificate.validity().not_after.timestamp()).ok()
+        usize::try_from(end_of(self.now.load().cert.first()?)?).ok()
     }
 
     /// What a listener for browsers is set up with: HTTP/2 and HTTP/1.1 by ALPN, for they open WebSockets over the latter.
@@ -164,6 +162,12 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let chain = read.map_err(|error| said_of(file, error))?;
     if chain.is_empty() { Err(said_of(file, "no certificate in it")) } else { Ok(chain) }
+}
+
+/// The last second of a certificate, in seconds since 1970.
+pub(super) fn end_of(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()
 }
 
 fn read_pem(file: &Path) -> Result<Vec<u8>, String> {

@@ -1,7 +1,7 @@
 //! What of a configuration can only be known by building with it: routes, certificates, addresses, files.
 //! Finds all of it at once, and opens no socket.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::parse_x509_certificate;
@@ -62,7 +62,7 @@ pub(super) fn key_set_fault(section: &SaasTokenSection) -> Option<String> {
 
 /// Says that nothing is adopted any more.
 fn over(section: &ForeignBearerSection, now: Timestamp) -> Option<String> {
-    let now = UNIX_EPOCH + Duration::from_millis(now.millis());
+    let now = SystemTime::from(now);
     let adopts = section.mode == ForeignBearerMode::Adopt;
     let is_over = adopts && section.until.is_some_and(|until| until <= now);
     is_over.then(|| "is over: nothing is adopted any more, and what was adopted works on".to_owned())

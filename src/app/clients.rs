@@ -13,8 +13,8 @@ use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
-use x509_parser::parse_x509_certificate;
 
+use super::certificate::end_of;
 use crate::edge::listener::Stranger;
 
 /// The authorities of a listener's clients.
@@ -56,7 +56,8 @@ impl ClientRoots {
     /// the certificate that its owner has by now.
     fn stand_behind(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, more)) = chain.split_first() else { return false };
-        let then = last_of(own).map_or_else(UnixTime::now, |last| last.min(UnixTime::now()));
+        let end = end_of(own).map(|end| UnixTime::since_unix_epoch(Duration::from_secs(end)));
+        let then = end.map_or_else(UnixTime::now, |end| end.min(UnixTime::now()));
         self.verify_client_cert(own, more, then).is_ok()
     }
 }
@@ -107,13 +108,6 @@ impl TlsAccept for Doorkeeper {
         let is_known = self.0.stand_behind(tls.peer_cert_chain_der().unwrap_or_default());
         (!is_known).then(|| Arc::new(Stranger) as Arc<dyn Any + Send + Sync>)
     }
-}
-
-/// The last second of a certificate.
-fn last_of(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
-    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
-    let last = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-    Some(UnixTime::since_unix_epoch(Duration::from_secs(last)))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
@@ -83,7 +83,7 @@ impl Reload {
         let mut reload = self;
         let mut files = files_of(&reload.source.file, &reload.holds);
         let last = state_of(&files).await;
-        let read_at = UNIX_EPOCH + Duration::from_millis(reload.source.read_at.millis());
+        let read_at = SystemTime::from(reload.source.read_at);
         let mut read = last.clone();
         read.retain(|_, state| state.is_none_or(|(changed_at, ..)| changed_at < read_at));
         let mut looks = Looks { read, last, since_read: 0 };
@@ -285,6 +285,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn files(length: u64) -> FileStates {

@@ -76,13 +76,7 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
 
 /// Every listener has an address of its own, and verdicts are for somebody.
 fn check_addresses(config: &Config, fault: &mut impl FnMut(&str, &str)) {
-    let listeners = [
-        ("listen.public", Some(config.listen.public)),
-        ("admin.listen", Some(config.admin.listen)),
-        ("forward_auth.listen", config.forward_auth.listen),
-        ("internal.listen", config.internal.listen),
-    ];
-    let listeners: Vec<_> = listeners.into_iter().filter_map(|(key, address)| Some((key, address?))).collect();
+    let listeners: Vec<_> = config.listeners().collect();
     for (index, (key, address)) in listeners.iter().enumerate() {
         if let Some((other, _)) = listeners[..index].iter().find(|(_, other)| are_one(*address, *other)) {
             fault(key, &format!("expected another address than {other}"));

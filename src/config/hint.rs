@@ -7,8 +7,8 @@ use super::{Config, TenantSection};
 use crate::session::TenantId;
 
 /// `message` in the configuration's own words, with a hint where it is about something unknown; `files` are keys that the
-/// section takes beside those that the message names. A value in the place of
-/// another kind is not repeated: where a section with secrets belongs, it may be one.
+/// section takes beside those that the message names. A value in the place of another kind is not repeated: where a section
+/// with secrets belongs, it may be one.
 pub(super) fn told(message: String, files: impl Iterator<Item = String>) -> String {
     match message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")) {
         Some((found, expected)) => format!("expected {}, found {}", wanted(expected), kind(found)),

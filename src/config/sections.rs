@@ -64,6 +64,19 @@ pub struct Config {
     pub secret_files: Vec<PathBuf>,
 }
 
+impl Config {
+    /// The addresses that are listened on, by key.
+    pub fn listeners(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        let listeners = [
+            ("listen.public", Some(self.listen.public)),
+            ("admin.listen", Some(self.admin.listen)),
+            ("forward_auth.listen", self.forward_auth.listen),
+            ("internal.listen", self.internal.listen),
+        ];
+        listeners.into_iter().filter_map(|(key, address)| Some((key, address?)))
+    }
+}
+
 /// Addresses to listen on.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -68,7 +68,7 @@ fn file_of(folder: &Path, id: &str) -> PathBuf {
 
 /// Today, or today's first that is not taken.
 fn free_id(config: &Config, is_taken: impl Fn(&str) -> bool) -> String {
-    let now = UNIX_EPOCH + Duration::from_millis(SystemClock.now().millis());
+    let now = SystemTime::from(SystemClock.now());
     let today: String = format_rfc3339_seconds(now).to_string().chars().take_while(|c| *c != 'T').collect();
     let known = |id: &str| config.store.seal.keys.iter().any(|key| key.id == id) || is_taken(id);
     let later = (2..=u16::MAX).map(|nth| format!("{today}.{nth}"));

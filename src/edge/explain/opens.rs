@@ -2,7 +2,7 @@
 //! Names a credential's place and kind, and never its value.
 
 use std::fmt;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use crate::broker::Credential;
 use crate::clock::Timestamp;
@@ -79,7 +79,7 @@ enum Foreign {
 
 impl Foreign {
     fn of(section: &ForeignBearerSection, now: Timestamp) -> Self {
-        let now = UNIX_EPOCH + Duration::from_millis(now.millis());
+        let now = SystemTime::from(now);
         match section.until {
             None => Self::Refused,
             Some(until) if section.mode == ForeignBearerMode::Adopt && now < until => Self::Adopted,
