@@ -78,7 +78,7 @@ def a_secret_in_the_configuration_is_refused(made):
 
 def secret_paths():
     """The keys whose values the gateway itself shows to nobody."""
-    return re.findall(r'"([\w.*]+)"', re.search(r"SECRET_PATHS: [^=]*= \[([^\]]+)\]", (ROOT / "src/config/mod.rs").read_text())[1])
+    return re.findall(r'"([\w.*]+)"', re.search(r"SECRET_PATHS: [^=]*= \[([^\]]+)\]", (ROOT / "src/config/secret_files.rs").read_text())[1])
 
 
 def holding(config, path, value):

@@ -14,11 +14,12 @@ pub mod webhook;
 mod check;
 mod hint;
 mod schema;
+mod secret_files;
 mod span;
 mod tree;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -40,20 +41,6 @@ use tree::{Origin, Tree};
 
 /// Environment variables with this prefix override the file: `EMPORIX_GATEWAY__STORE__KIND=redis`.
 pub const ENVIRONMENT_PREFIX: &str = "EMPORIX_GATEWAY__";
-
-/// Keys that take their value from the file that `<key>_file` names; `*` stands for any one segment.
-const SECRET_PATHS: [&str; 10] = [
-    "tenants.*.saas_token.secret",
-    "tenants.*.webhook.secret",
-    "tenants.*.services.*.client_secret",
-    "store.redis.url",
-    "store.redis.password",
-    "store.redis.sentinel.password",
-    "store.seal.keys.*.secret",
-    "admin.token",
-    "internal.token",
-    "traces.otlp_endpoint",
-];
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +147,7 @@ impl Reading {
         if let Some(fault) = of_another_version(&tree) {
             return Self::failed(name, fault);
         }
-        let (mut faults, secret_files) = read_secret_files(&mut tree);
+        let (mut faults, secret_files) = secret_files::read(&mut tree);
         let config = deserialize(&mut tree, &mut faults).map(|config| Config { secret_files, ..config });
         let found = config.as_ref().map(check::faults).unwrap_or_default();
         let mut reading = Self { file: name.to_owned(), tree, config, faults };
@@ -242,74 +229,6 @@ fn overlay(tree: &mut Tree, environment: impl Iterator<Item = (String, String)>)
     }
 }
 
-/// Puts the content of each `<secret>_file` in the place of its secret. Returns the files beside the faults.
-fn read_secret_files(tree: &mut Tree) -> (Vec<Fault>, Vec<PathBuf>) {
-    let (mut faults, mut files) = (Vec::new(), Vec::new());
-    let named: Vec<Vec<String>> = tree.origins.keys().filter(|path| is_secret_file(path)).cloned().collect();
-    for path in named {
-        let origin = tree.origin(&path);
-        let mut target = path.clone();
-        let Some(key) = target.last_mut() else { continue };
-        key.truncate(key.len() - "_file".len());
-        let rival = rival(tree, &target, origin.as_ref());
-        if rival == Rival::Contradicts {
-            let message = format!("stands beside `{}`: expected one of both", target.join("."));
-            faults.push(Fault::at(origin.clone(), &path.join("."), message));
-        }
-        if rival != Rival::None {
-            tree.remove(&path);
-            continue;
-        }
-        let Some(Value::String(file)) = tree.remove(&path) else { continue };
-        files.push(PathBuf::from(&file));
-        match files::read_text(Path::new(&file), files::MOST_SECRET) {
-            Ok(text) => {
-                tree.set(&target, Value::String(text.trim_end().to_owned()), Origin::Environment(file));
-                if let Some(origin) = origin {
-                    tree.origins.insert(target, origin);
-                }
-            }
-            Err(error) => faults.push(Fault::at(origin, &path.join("."), format!("cannot read {file}: {error}"))),
-        }
-    }
-    (faults, files)
-}
-
-/// What stands where the content of a file is to stand.
-#[derive(PartialEq, Eq)]
-enum Rival {
-    None,
-    /// It comes from the environment, which wins over what the configuration's file says.
-    Wins,
-    Contradicts,
-}
-
-fn rival(tree: &Tree, target: &[String], origin: Option<&Origin>) -> Rival {
-    let is_environment = |origin: Option<&Origin>| matches!(origin, Some(Origin::Environment(_)));
-    let Some(known) = tree.origins.get(target).filter(|_| tree.holds(target)) else { return Rival::None };
-    match (is_environment(Some(known)), is_environment(origin)) {
-        (true, false) => Rival::Wins,
-        (false, true) => Rival::None,
-        _ => Rival::Contradicts,
-    }
-}
-
-fn is_secret_file(path: &[String]) -> bool {
-    path.last().is_some_and(|key| secret_files_beside(path).any(|known| known == *key))
-}
-
-/// The keys that name files of secrets in the section of `path`.
-fn secret_files_beside(path: &[String]) -> impl Iterator<Item = String> {
-    let section = path.split_last().map_or(path, |(_, section)| section);
-    SECRET_PATHS.iter().filter_map(move |pattern| {
-        let (place, key) = pattern.rsplit_once('.')?;
-        let place: Vec<&str> = place.split('.').collect();
-        let fits = place.len() == section.len()
-            && place.iter().zip(section).all(|(expected, segment)| *expected == "*" || expected == segment);
-        fits.then(|| format!("{key}_file"))
-    })
-}
-
 /// Deserializes, and for each fault takes the faulty value out and tries again, so that all are found.
 fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
     const MOST_FAULTS: usize = 50;
@@ -319,7 +238,7 @@ fn deserialize(tree: &mut Tree, faults: &mut Vec<Fault>) -> Option<Config> {
             Err(error) => error,
         };
         let mut path: Vec<String> = segments(error.path());
-        let message = hint::told(error.inner().to_string(), secret_files_beside(&path));
+        let message = hint::told(error.inner().to_string(), secret_files::keys_beside(&path));
         let fault = Fault::at(tree.origin(&path), &path.join("."), message);
         if faults.iter().any(|known| known.key == fault.key) {
             // An item whose place in its sequence cannot be empty: the sequence goes.
